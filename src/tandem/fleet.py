@@ -1,0 +1,131 @@
+"""What is known of the engines: frozen snapshots, and waiting for a change.
+
+This is all that engines and router share. The supervisor (or, in front of engines that run elsewhere, the router's
+prober) is the only writer; everyone else reads the current snapshot or waits for the next one.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from enum import StrEnum
+from typing import Literal
+
+import msgspec
+
+Kind = Literal["embedding", "generation"]
+
+
+class State(StrEnum):
+    """An engine's states, in the order of its life."""
+
+    PLANNED = "planned"
+    WAITING = "waiting"  # for the engine before it to size its memory
+    STARTING = "starting"
+    LOADING = "loading"
+    SIZING = "sizing"
+    WARMING = "warming"
+    READY = "ready"
+    STALLED = "stalled"
+    RESTARTING = "restarting"
+    FAILED = "failed"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+
+
+class Engine(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine, as it is now.
+
+    Attributes:
+        model: the name that the engine itself serves its model under.
+        aliases: further names that callers may use for the model; the engine's own name is always one.
+        url: where it listens, such as ``http://127.0.0.1:8100``; empty until that is known.
+        detail: what it is doing within its state, for people.
+        reason: why it is not ready, for people; empty when it is.
+        since: when it entered its state, in seconds since the epoch.
+        started: when its present start began, in seconds since the epoch.
+        created: when the model was first served, in whole seconds since the epoch (``created`` in ``/v1/models``).
+        pid: the API server's process, where it runs on this machine.
+        restarts: how often it had to be started again.
+    """
+
+    name: str
+    kind: Kind
+    model: str
+    aliases: tuple[str, ...] = ()
+    url: str = ""
+    state: State = State.PLANNED
+    detail: str = ""
+    reason: str = ""
+    since: float = 0.0
+    started: float = 0.0
+    created: int = 0
+    pid: int | None = None
+    restarts: int = 0
+
+    @property
+    def ready(self) -> bool:
+        return self.state is State.READY
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name a caller may ask for this engine's model by; the first is the one it is listed under."""
+        return (self.model, *self.aliases, self.name)
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """All engines, and whether the service is on its way out, at one moment."""
+
+    engines: tuple[Engine, ...] = ()
+    draining: bool = False
+
+    def find(self, model: str) -> Engine | None:
+        """The engine that answers to ``model``; served names win over aliases, aliases over engine names."""
+        for name_of in (lambda e: (e.model,), lambda e: e.aliases, lambda e: (e.name,)):
+            for engine in self.engines:
+                if model in name_of(engine):
+                    return engine
+        return None
+
+    @property
+    def ready(self) -> bool:
+        return bool(self.engines) and all(engine.ready for engine in self.engines)
+
+
+class Fleet:
+    """The current snapshot, and a way to wait for the next. Lives on one event loop."""
+
+    def __init__(self, snapshot: Snapshot | None = None) -> None:
+        self._snapshot = snapshot or Snapshot()
+        self._changed = asyncio.Event()
+
+    @property
+    def now(self) -> Snapshot:
+        return self._snapshot
+
+    def replace(self, snapshot: Snapshot) -> None:
+        """Publish ``snapshot`` if it differs from the current one."""
+        if snapshot != self._snapshot:
+            self._snapshot = snapshot
+            changed, self._changed = self._changed, asyncio.Event()
+            changed.set()
+
+    def put(self, engine: Engine) -> None:
+        """Publish one engine's new snapshot in the place of its old one, or as the last."""
+        engines = {e.name: e for e in self._snapshot.engines} | {engine.name: engine}
+        self.replace(msgspec.structs.replace(self._snapshot, engines=tuple(engines.values())))
+
+    def drain(self) -> None:
+        """Say that the service is on its way out."""
+        self.replace(msgspec.structs.replace(self._snapshot, draining=True))
+
+    async def snapshots(self) -> AsyncIterator[Snapshot]:
+        """The current snapshot at once, then each newer one. A slow reader skips those in between."""
+        while True:
+            changed, snapshot = self._changed, self._snapshot
+            yield snapshot
+            await changed.wait()
+
+
+def now() -> float:
+    """Seconds since the epoch, as snapshots carry them: they are read by other processes."""
+    return time.time()

@@ -1,0 +1,38 @@
+"""For every test: an environment that sets nothing of Tandem's, and no services of this machine's user."""
+
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tandem import settings
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith(("TANDEM_", "VLLM_", "HF_")):
+            monkeypatch.delenv(name)
+    for variable in settings.VARIABLES:
+        if variable.legacy:
+            monkeypatch.delenv(variable.legacy, raising=False)
+    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder whose path leaves room for the names of Unix sockets."""
+    with tempfile.TemporaryDirectory(prefix="tandem-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port on loopback that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
