@@ -1,0 +1,200 @@
+"""One engine's life: its states, and the one task that writes them."""
+
+import asyncio
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import msgspec
+
+from tandem.engines.diagnosis import diagnose
+from tandem.engines.launch import Launch
+from tandem.engines.phases import STARTED, phase_after
+from tandem.engines.process import EngineProcess, environment
+from tandem.fleet import Engine, Fleet, State, now
+
+_POLL = 0.25  # seconds between two questions whether a starting engine listens yet
+_WATCH = 2.0  # seconds between two looks at a ready engine
+_PATIENCE = 600.0  # seconds that the first real request may take: a CPU may page in gigabytes for it
+_RESTARTS = 5  # in a row, without ten minutes of service in between
+_SETTLED = 600.0
+_LAST_WORDS = 5.0
+_LAST_LINES = 300
+# Beyond its own time for requests in flight, what vLLM needs to put away.
+_PUT_AWAY = 10.0
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What one engine is, and how it is started.
+
+    Attributes:
+        engine: its first snapshot, with name, kind, model, aliases, address.
+        launch: its command line, and the environment on top of ``inherited``.
+        log: the file its output goes to.
+        tmp: the folder for its sockets and temporary files, emptied when it ends.
+        drain_timeout: seconds that requests in flight get when it is told to stop.
+    """
+
+    engine: Engine
+    launch: Launch
+    inherited: Mapping[str, str]
+    log: Path
+    tmp: Path
+    drain_timeout: float
+
+
+class _NotServing(Exception):
+    """The engine says that it is healthy, and refuses a plain request."""
+
+
+class EngineRunner:
+    """Runs one engine and restarts it when it dies; the only writer of its snapshot."""
+
+    def __init__(self, spec: Spec, fleet: Fleet) -> None:
+        self._spec = spec
+        self._fleet = fleet
+        self._engine = spec.engine
+        self._phase = STARTED
+        self._process: EngineProcess | None = None
+        self._ready_at: float | None = None
+        self._stopping = asyncio.Event()
+
+    @property
+    def name(self) -> str:
+        return self._spec.engine.name
+
+    @property
+    def log(self) -> Path:
+        return self._spec.log
+
+    async def run(self) -> None:
+        """Start the engine and keep it up, until :meth:`stop` or until it has failed for good."""
+        self._spec.tmp.mkdir(parents=True, exist_ok=True)
+        self._spec.log.parent.mkdir(parents=True, exist_ok=True)
+        deaths = 0
+        while not self._stopping.is_set():
+            ready_at = await self._live()
+            if self._stopping.is_set():
+                break
+            deaths = 1 if ready_at and now() - ready_at > _SETTLED else deaths + 1
+            if (ready_at is None and not self._engine.restarts) or deaths > _RESTARTS:
+                self._write(State.FAILED)
+                return
+            self._write(State.RESTARTING, restarts=self._engine.restarts + 1)
+            await self._pause(min(2.0 ** (deaths - 1), 30.0))
+        self._write(State.STOPPED, detail="", reason="the service was stopped", pid=None)
+
+    def stop(self) -> None:
+        """Have the engine finish its requests and end; :meth:`run` returns when nothing of it is left."""
+        self._stopping.set()
+
+    def kill(self) -> None:
+        """End every process of the engine at once."""
+        self._stopping.set()
+        if self._process:
+            self._process.kill()
+
+    async def _live(self) -> float | None:
+        """One life of the engine, to its end. When it became ready; None if it never did."""
+        self._phase = STARTED
+        self._ready_at = None
+        before = f" again; before that: {self._engine.reason}" if self._engine.restarts else ""
+        self._write(State.STARTING, detail=STARTED.detail, reason=f"it is starting{before}", started=now())
+        process = self._process = await EngineProcess.start(
+            self._spec.launch.argv,
+            environment(self._spec.inherited, self._spec.launch.env),
+            log=self._spec.log,
+            on_line=self._heard,
+        )
+        exited = asyncio.create_task(process.wait())
+        watching = asyncio.create_task(self._watch(process))
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({exited, watching, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if watching.done():  # it refused, perhaps because it is just ending: then that tells more
+                await asyncio.wait({exited, stopping}, timeout=_LAST_WORDS, return_when=asyncio.FIRST_COMPLETED)
+            if exited.done():
+                # What a serving engine logged of single requests long before is not why it ended.
+                lines = list(process.lines)[-_LAST_LINES if self._ready_at else 0 :]
+                found = diagnose(lines, exited.result())
+                self._write(self._engine.state, reason=f"{found.cause}. {found.mend}".rstrip(" ."), pid=None)
+            elif watching.done() and (refusal := watching.exception()):
+                if not isinstance(refusal, _NotServing):
+                    raise refusal
+                self._write(self._engine.state, reason=str(refusal), pid=None)
+            else:
+                watching.cancel()  # its health stays good while it drains
+                self._write(State.DRAINING, detail="finishing requests", reason="the service is stopping")
+                await process.stop(self._spec.drain_timeout + _PUT_AWAY)
+            return self._ready_at
+        finally:
+            for task in (watching, stopping):
+                task.cancel()
+            process.kill()
+            await process.wait()
+            shutil.rmtree(self._spec.tmp, ignore_errors=True)
+            self._spec.tmp.mkdir(parents=True, exist_ok=True)
+
+    async def _watch(self, process: EngineProcess) -> None:
+        """Ready once the engine's own health and one real request say so; from then on, as its health goes."""
+        async with httpx2.AsyncClient(base_url=self._engine.url, trust_env=False, timeout=10.0) as client:
+            while await self._health(client) != 200:
+                await asyncio.sleep(_POLL)
+            await self._first_request(client)
+            self._ready_at = now()
+            self._write(State.READY, detail="", reason="", pid=process.pid)
+            while True:
+                await asyncio.sleep(_WATCH)
+                health = await self._health(client)
+                if health == 200:
+                    self._write(State.READY, detail="", reason="")
+                elif health is not None:
+                    self._write(State.STALLED, reason=f"its health check answers {health}")
+
+    async def _health(self, client: httpx2.AsyncClient) -> int | None:
+        """The status of the engine's ``/health``; 0 if it does not listen, None if it is too busy to answer."""
+        try:
+            return (await client.get("/health")).status_code
+        except httpx2.TimeoutException:
+            return None
+        except httpx2.TransportError:
+            return 0
+
+    async def _first_request(self, client: httpx2.AsyncClient) -> None:
+        body: dict[str, object] = {"model": self._engine.model}
+        if self._engine.kind == "embedding":
+            path, body = "/v1/embeddings", {**body, "input": "ready?"}
+        else:
+            path, body = "/v1/completions", {**body, "prompt": "ready?", "max_tokens": 1}
+        try:
+            answer = await client.post(path, json=body, timeout=_PATIENCE)
+        except httpx2.TransportError as exc:
+            raise _NotServing(f"it broke off its first request ({exc})") from exc
+        if answer.status_code != 200:
+            raise _NotServing(f"it answered its first request with {answer.status_code}: {answer.text[:300]}")
+
+    def _heard(self, line: str) -> None:
+        phase = phase_after(self._phase, line)
+        if phase != self._phase:
+            self._phase = phase
+            if self._engine.state in _ON_THE_WAY:
+                pid = self._process.pid if self._process else None
+                self._write(phase.state, detail=phase.detail, pid=pid)
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            return
+
+    def _write(self, state: State, **changes: object) -> None:
+        since = self._engine.since if state is self._engine.state else now()
+        self._engine = msgspec.structs.replace(self._engine, state=state, since=since, **changes)
+        self._fleet.put(self._engine)
+
+
+_ON_THE_WAY = frozenset({State.STARTING, State.LOADING, State.SIZING, State.WARMING})

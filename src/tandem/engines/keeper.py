@@ -1,0 +1,157 @@
+"""Holds one engine, and lets nothing of it survive. Standard library only; run as a script, one process an engine.
+
+vLLM's server starts grandchildren (EngineCore, workers) that outlive it when it is killed. The keeper makes itself
+their reaper (``PR_SET_CHILD_SUBREAPER``), so that each of them stays its descendant whatever becomes of its parent,
+and waits for two things at once: the end of the server (a pidfd), and the end of its standard input, a pipe that only
+the supervisor holds open, so that it closes however the supervisor dies. On either it kills every descendant, removes
+the shared memory they leave, and ends the way the server ended. SIGTERM is passed on to the server alone: it then
+finishes its requests, which a signal to the whole group would cut off.
+
+Source: prctl(2), pidfd_open(2), vllm#55510.
+"""
+
+import ctypes
+import itertools
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lies, shm_overview(7)
+_TRACKER = b"multiprocessing.resource_tracker"
+_TRACKER_SECONDS = 2.0
+
+
+def main() -> int:
+    """Run ``sys.argv[1:]`` and keep it; returns the exit code to end with."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "PR_SET_CHILD_SUBREAPER")
+    server = subprocess.Popen(
+        sys.argv[1:],
+        stdin=subprocess.DEVNULL,
+        # Should the keeper itself be killed, the server at least goes with it.
+        preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0),
+    )
+    signal.signal(signal.SIGTERM, lambda *_: server.send_signal(signal.SIGTERM))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pidfd = os.pidfd_open(server.pid)
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    poll.register(sys.stdin.fileno(), select.POLLIN)
+    shared_memory = _left_by(server.pid)
+    for seconds in itertools.chain((0.1, 0.4, 2), itertools.repeat(5)):
+        # A process that is already dead cannot be asked what it had mapped, so they are asked while they live.
+        if poll.poll(seconds * 1000):  # goes on after a signal (PEP 475)
+            break
+        for pid in descendants(os.getpid()):
+            shared_memory |= _left_by(pid)
+    _kill_descendants(server, shared_memory)
+    for path in shared_memory:
+        path.unlink(missing_ok=True)
+    code = server.wait()
+    return 128 - code if code < 0 else code
+
+
+def _kill_descendants(server: subprocess.Popen[bytes], shared_memory: set[Path]) -> None:
+    """Kill until none is left (one that was about to fork may have done so), noting what each would leave.
+
+    Python's resource trackers get a moment: they end by themselves once all others have, and put away what those left.
+    """
+    me = os.getpid()
+    patience = time.monotonic() + _TRACKER_SECONDS
+    while pids := descendants(me):
+        for pid in pids:
+            shared_memory |= _left_by(pid)
+            if time.monotonic() < patience and _TRACKER in _command(pid):
+                continue
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        time.sleep(0.01)
+        _reap(server)
+
+
+def descendants(root: int) -> list[int]:
+    """Every living process below ``root``."""
+    parents = {pid: parent for pid, (parent, _) in _living().items()}
+    found = {root}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return sorted(found - {root})
+
+
+def kill_session(session: int) -> None:
+    """Kill every process of ``session``, whose leader, a keeper, was killed itself; remove the memory they shared."""
+    shared_memory: set[Path] = set()
+    while pids := [pid for pid, (_, own) in _living().items() if own == session]:
+        for pid in pids:
+            shared_memory |= _left_by(pid)
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        time.sleep(0.01)
+    for path in shared_memory:
+        path.unlink(missing_ok=True)
+
+
+def _living() -> dict[int, tuple[int, int]]:
+    """Parent and session of every process; a zombie counts as dead."""
+    found: dict[int, tuple[int, int]] = {}
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            try:
+                # "pid (name) state ppid pgrp session …"; the name may hold anything, so count from its closing bracket.
+                stat = Path(entry.path, "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if stat[0] not in "ZX":
+                found[int(entry.name)] = (int(stat[1]), int(stat[3]))
+    return found
+
+
+def _left_by(pid: int) -> set[Path]:
+    """Files in /dev/shm that would outlive ``pid``, were it killed: what it has mapped, and OpenMP's mark."""
+    mark = _SHARED_MEMORY / f"__KMP_REGISTERED_LIB_{pid}_{os.getuid()}"
+    try:
+        maps = Path(f"/proc/{pid}/maps").read_text()
+    except OSError:
+        return {mark}
+    return {mark} | {
+        Path(line[line.index(f"{_SHARED_MEMORY}/") :])
+        for line in maps.splitlines()
+        if f"{_SHARED_MEMORY}/" in line and not line.endswith(" (deleted)")
+    }
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def _reap(server: subprocess.Popen[bytes]) -> None:
+    """Collect what has died: orphans that were handed to this process, and the server, whose status is kept."""
+    while True:
+        try:
+            dead = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if dead is None:
+            return
+        if dead.si_pid == server.pid:
+            server.wait()
+        else:
+            os.waitpid(dead.si_pid, 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

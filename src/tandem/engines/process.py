@@ -1,0 +1,125 @@
+"""One child process under its keeper, and the pump that carries what it prints. Knows nothing of who runs it."""
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from tandem.engines import keeper
+
+_KEPT_LINES = 2000
+_LOOK = 0.5  # seconds between two looks whether the keeper itself was killed
+_LAST_LINES = 5.0  # seconds for the last lines, once nothing is left that could write any
+_LINE_END = re.compile(rb"[\r\n]+")  # progress bars end their lines with a carriage return
+
+
+class EngineProcess:
+    """A running engine: a keeper with vLLM's API server below it. Made by :meth:`start`."""
+
+    def __init__(self, process: asyncio.subprocess.Process, log: Path, on_line: Callable[[str], None]) -> None:
+        self._process = process
+        self._on_line = on_line
+        self.lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._pump = asyncio.create_task(self._carry(log))
+
+    @classmethod
+    async def start(
+        cls, argv: Sequence[str], env: Mapping[str, str], *, log: Path, on_line: Callable[[str], None]
+    ) -> "EngineProcess":
+        """Start ``argv`` under a keeper, in a session of its own, so that a terminal's Ctrl-C does not reach it.
+
+        Args:
+            env: its whole environment.
+            log: appended to with everything it prints.
+            on_line: called with each line it prints.
+        """
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", str(keeper.__file__), *argv),
+            env=dict(env),
+            stdin=asyncio.subprocess.PIPE,  # its end, however it comes, tells the keeper to kill
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+        )
+        return cls(process, log, on_line)
+
+    @property
+    def pid(self) -> int | None:
+        """The API server's process; None before it runs and after it ended."""
+        try:
+            children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
+        except OSError:
+            return None
+        return int(children.split()[0]) if children.split() else None
+
+    def terminate(self) -> None:
+        """Ask the API server to finish its requests and end."""
+        if self._process.returncode is None:
+            self._process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Have the keeper kill every process of the engine at once."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+
+    async def wait(self) -> int:
+        """Wait until nothing of the engine is left; its exit code, above 128 the signal that ended it."""
+        # Not asyncio's own wait first: that waits for the pipe, which whatever a killed keeper left would hold open.
+        while self._process.returncode is None and not self._pump.done():
+            await asyncio.wait({self._pump}, timeout=_LOOK)
+        if (self._process.returncode or 0) < 0:
+            keeper.kill_session(self._process.pid)
+        await asyncio.wait({self._pump}, timeout=_LAST_LINES)
+        self._pump.cancel()
+        code = await self._process.wait()
+        return code if code >= 0 else 128 - code
+
+    async def stop(self, grace: float) -> int:
+        """:meth:`terminate`, and after ``grace`` seconds :meth:`kill`; returns as :meth:`wait` does."""
+        self.terminate()
+        try:
+            async with asyncio.timeout(grace):
+                return await self.wait()
+        except TimeoutError:
+            self.kill()
+            return await self.wait()
+
+    async def _carry(self, log: Path) -> None:
+        assert self._process.stdout is not None  # noqa: S101 - it was asked for above
+        rest = b""
+        # Unbuffered, so that the file is whole whenever someone looks; a line is one write.
+        with log.open("ab", buffering=0) as file:
+            while chunk := await self._process.stdout.read(2**16):
+                with suppress(OSError):  # a full disk must not make the engine wait for its own output
+                    file.write(chunk)
+                *lines, rest = _LINE_END.split(rest + chunk)
+                self._keep(lines)
+        self._keep([rest])
+
+    def _keep(self, lines: list[bytes]) -> None:
+        for line in lines:
+            if text := line.decode(errors="replace").rstrip():
+                self.lines.append(text)
+                self._on_line(text)
+
+
+def free_port() -> int:
+    """A port on loopback that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def environment(inherited: Mapping[str, str], added: Mapping[str, str]) -> dict[str, str]:
+    """``inherited`` with ``added`` on top; what is preloaded already stays so, after what is added."""
+    merged = {**inherited, **added}
+    if "LD_PRELOAD" in inherited and "LD_PRELOAD" in added:
+        merged["LD_PRELOAD"] = os.pathsep.join((added["LD_PRELOAD"], inherited["LD_PRELOAD"]))
+    return merged

@@ -1,0 +1,89 @@
+"""All engines of one service: started in order, watched, stopped together."""
+
+import asyncio
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from tandem.engines.engine import EngineRunner, Spec
+from tandem.errors import EngineError
+from tandem.fleet import Fleet, State
+
+
+class Supervisor:
+    """Runs the engines of ``specs``. Leaving its context stops them all, and waits until nothing is left."""
+
+    def __init__(self, specs: Sequence[Spec], fleet: Fleet) -> None:
+        self._runners = [EngineRunner(spec, fleet) for spec in specs]
+        self._fleet = fleet
+        self._tasks: list[asyncio.Task[None]] = []
+        for spec in specs:
+            fleet.put(spec.engine)
+
+    async def start(self) -> None:
+        """Start the engines one after the other; returns when all are ready.
+
+        One at a time, because engines that size their memory together charge each other's to themselves
+        (vllm#55827, #56830).
+
+        Raises:
+            EngineError: one ended or refused before it was ready.
+        """
+        for engine in self._fleet.now.engines[1:]:
+            self._fleet.put(
+                msgspec.structs.replace(engine, state=State.WAITING, reason="it waits for the engine before it")
+            )
+        for runner in self._runners:
+            task = asyncio.create_task(runner.run(), name=runner.name)
+            self._tasks.append(task)
+            await self._until(runner.name)
+        await self._until(*(runner.name for runner in self._runners))  # one may have gone down while the next started
+
+    async def broken(self) -> None:
+        """Returns never; raises what went wrong in the running of an engine itself, which is a bug."""
+        # Not gather: giving that up would give up the engines.
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+        await asyncio.Event().wait()
+
+    def kill(self) -> None:
+        """End every process of every engine at once."""
+        for runner in self._runners:
+            runner.kill()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        for runner in self._runners:
+            runner.stop()
+        for outcome in await asyncio.gather(*self._tasks, return_exceptions=True):
+            if isinstance(outcome, Exception) and exc is None:
+                raise outcome
+
+    async def _until(self, *names: str) -> None:
+        """Wait until the engines of these names are ready; raises as :meth:`start` does if any engine fails first."""
+
+        async def settled() -> None:
+            async for snapshot in self._fleet.snapshots():
+                for runner in self._runners:
+                    engine = next(e for e in snapshot.engines if e.name == runner.name)
+                    if engine.state is State.FAILED:
+                        raise EngineError(engine.name, engine.reason, f"Its log is {runner.log}")
+                if all(engine.ready for engine in snapshot.engines if engine.name in names):
+                    return
+
+        waiting = asyncio.create_task(settled())
+        broken = asyncio.create_task(self.broken())
+        try:
+            done, _ = await asyncio.wait({waiting, broken}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            waiting.cancel()
+            broken.cancel()

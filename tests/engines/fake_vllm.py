@@ -1,0 +1,97 @@
+"""A child process that behaves like vLLM's server, and misbehaves on command. Run as a script; standard library only.
+
+Like vLLM it starts a grandchild that outlives it when it is killed, and shares memory with it. Flags: ``--port N``,
+``--fail TEXT`` (print it and exit 1 before listening), ``--refuse`` (healthy, but every request is a 500),
+``--slow-stop S`` (take that long over SIGTERM), ``--one-session`` (the grandchild in the server's own session),
+``--slow-start S`` (listen that much later), ``--die-after S`` (of SIGKILL, that long after).
+"""
+
+import argparse
+import http.server
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+GRANDCHILD = """
+import mmap, sys, time
+file = open(sys.argv[1], "r+b")
+mapped = mmap.mmap(file.fileno(), 4096)
+print("mapped", flush=True)
+time.sleep(600)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--fail")
+    parser.add_argument("--refuse", action="store_true")
+    parser.add_argument("--one-session", action="store_true")
+    parser.add_argument("--slow-start", type=float, default=0)
+    parser.add_argument("--die-after", type=float)
+    parser.add_argument("--slow-stop", type=float, default=0)
+    asked = parser.parse_args()
+
+    shared = Path(f"/dev/shm/tandem-test-{os.getpid()}")
+    with shared.open("w+b") as file:
+        file.truncate(4096)
+        mapped = mmap.mmap(file.fileno(), 4096)
+    grandchild = subprocess.Popen(
+        [sys.executable, "-c", GRANDCHILD, str(shared)],
+        start_new_session=not asked.one_session,
+        stdout=subprocess.PIPE,
+    )
+    grandchild.stdout.readline()
+    mark = Path(f"/dev/shm/__KMP_REGISTERED_LIB_{os.getpid()}_{os.getuid()}")  # as OpenMP leaves it, not mapped
+    mark.touch()
+    Path(os.environ["TMPDIR"], "socket").touch()
+    print(f"pids {os.getpid()} {grandchild.pid}")
+    print("INFO Starting to load model x...", flush=True)
+    if asked.fail:
+        print(asked.fail, flush=True)
+        shared.unlink()
+        mark.unlink()
+        sys.exit(1)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.answer(200, b"{}")
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.answer(500 if asked.refuse else 200, b'{"error": "broken"}' if asked.refuse else b"{}")
+
+        def answer(self, status: int, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    time.sleep(asked.slow_start)
+    if asked.die_after is not None:
+        threading.Timer(asked.die_after, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", asked.port), Handler)
+
+    def stop(*_: object) -> None:
+        print("stopping", flush=True)
+        threading.Thread(target=lambda: (time.sleep(asked.slow_stop), server.shutdown())).start()
+
+    signal.signal(signal.SIGTERM, stop)
+    server.serve_forever(0.02)
+    mapped.close()
+    shared.unlink()
+    mark.unlink()
+    grandchild.kill()
+    grandchild.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""A child under its keeper: what it prints is carried, and nothing of it survives."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from tandem.engines import keeper
+from tandem.engines.engine import Spec
+from tandem.engines.process import EngineProcess, environment
+
+from .conftest import MakeSpec
+from .fakes import alive, gone
+
+pytestmark = pytest.mark.process
+
+
+async def started(spec: Spec, until: str = "Starting to load") -> tuple[EngineProcess, list[int], Path]:
+    """A fake engine that has printed ``until``; it, the pids of server and grandchild, its shared memory."""
+    spec.tmp.mkdir(parents=True, exist_ok=True)
+    seen = asyncio.Event()
+    process = await EngineProcess.start(
+        spec.launch.argv,
+        environment(spec.inherited, spec.launch.env),
+        log=spec.log,
+        on_line=lambda line: seen.set() if until in line else None,
+    )
+    await asyncio.wait_for(seen.wait(), 10)
+    pids = [int(pid) for line in process.lines if line.startswith("pids") for pid in line.split()[1:]]
+    shared = Path(f"/dev/shm/tandem-test-{pids[0]}")
+    async with asyncio.timeout(10):
+        while str(shared) not in Path(f"/proc/{pids[1]}/maps").read_text():
+            await asyncio.sleep(0.01)
+    return process, pids, shared
+
+
+async def test_an_orderly_stop_lets_the_server_finish(make_spec: MakeSpec) -> None:
+    """SIGTERM reaches the server alone, which puts its own things away; the exit code is its own."""
+    process, pids, shared = await started(make_spec())
+    assert process.pid == pids[0]
+    await asyncio.sleep(0.2)
+    assert await process.stop(grace=10) == 0
+    assert "stopping" in process.lines
+    assert await gone(*pids)
+    assert not shared.exists()
+
+
+async def test_a_server_that_does_not_stop_is_killed(make_spec: MakeSpec) -> None:
+    process, pids, shared = await started(make_spec("embedding", "--slow-stop", "60"))
+    await asyncio.sleep(0.2)
+    assert await process.stop(grace=0.2) == 128 + signal.SIGKILL
+    assert await gone(*pids)
+    assert not shared.exists()
+
+
+async def test_a_killed_server_leaves_nothing(make_spec: MakeSpec) -> None:
+    """SIGKILL of the server: its grandchild, in a session of its own, and its shared memory go too."""
+    process, pids, shared = await started(make_spec())
+    assert shared.exists()
+    os.kill(pids[0], signal.SIGKILL)
+    assert await asyncio.wait_for(process.wait(), 5) == 128 + signal.SIGKILL
+    assert await gone(*pids)
+    assert not shared.exists()
+    assert not list(Path("/dev/shm").glob(f"__KMP_REGISTERED_LIB_{pids[0]}_*"))
+
+
+async def test_a_killed_keeper_leaves_nothing(make_spec: MakeSpec) -> None:
+    """The server goes with it, and what is left in its session is cleared by the supervisor."""
+    process, pids, shared = await started(make_spec("embedding", "--one-session"))
+    keeping = int(Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(keeping, signal.SIGKILL)
+    assert await asyncio.wait_for(process.wait(), 5) == 128 + signal.SIGKILL
+    assert await gone(*pids)
+    assert not shared.exists()
+    Path(f"/dev/shm/__KMP_REGISTERED_LIB_{pids[0]}_{os.getuid()}").unlink()
+
+
+async def test_nothing_survives_the_supervisor(make_spec: MakeSpec) -> None:
+    """SIGKILL of the process that started the keeper: all is gone at once."""
+    spec = make_spec()
+    spec.tmp.mkdir(parents=True)
+    code = f"""
+        import asyncio, os
+        from pathlib import Path
+        from tandem.engines.process import EngineProcess
+        async def main():
+            engine = await EngineProcess.start(
+                {spec.launch.argv!r}, {{**os.environ, **{dict(spec.launch.env)!r}}},
+                log=Path({str(spec.log)!r}), on_line=lambda line: print(line, flush=True))
+            await engine.wait()
+        asyncio.run(main())
+    """
+    supervisor = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", textwrap.dedent(code), stdout=asyncio.subprocess.PIPE
+    )
+    assert supervisor.stdout is not None
+    pids = [int(pid) for pid in (await supervisor.stdout.readline()).split()[1:]]
+    await supervisor.stdout.readline()
+    supervisor.kill()
+    await supervisor.wait()
+    assert await gone(*pids)
+    assert not Path(f"/dev/shm/tandem-test-{pids[0]}").exists()
+    assert len(pids) == 2
+
+
+def test_the_keeper_needs_nothing_but_python() -> None:
+    """It runs without site-packages, and says how a child that cannot be started failed."""
+    ran = subprocess.run(
+        [sys.executable, "-I", "-S", keeper.__file__, "/no/such/program"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 1
+    assert "No such file or directory: '/no/such/program'" in ran.stderr
+
+
+async def test_lines_are_split_at_progress_bars_too(tmp_path: Path) -> None:
+    """A carriage return ends a line; the log file gets every byte as it was."""
+    heard: list[str] = []
+    code = r"import sys; sys.stdout.buffer.write(b'a\r50%\rb\n\n\xff\nlast')"
+    process = await EngineProcess.start(
+        [sys.executable, "-c", code], os.environ, log=tmp_path / "log", on_line=heard.append
+    )
+    assert await process.wait() == 0
+    assert heard == list(process.lines) == ["a", "50%", "b", "\ufffd", "last"]
+    assert (tmp_path / "log").read_bytes() == b"a\r50%\rb\n\n\xff\nlast"
+
+
+@pytest.mark.parametrize(
+    ("inherited", "merged"), [({}, "/new"), ({"LD_PRELOAD": "/old"}, "/new:/old")], ids=["none", "some"]
+)
+def test_what_is_preloaded_already_stays_preloaded(inherited: dict[str, str], merged: str) -> None:
+    assert environment(inherited, {"LD_PRELOAD": "/new"}) == {"LD_PRELOAD": merged}
+
+
+def test_alive_knows_this_process() -> None:
+    """The check that the tests above rest on can say yes."""
+    assert alive(os.getpid())
