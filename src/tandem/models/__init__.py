@@ -1,0 +1,1 @@
+"""The shapes of the API: what callers send and what they get. Never weights."""

@@ -1,0 +1,159 @@
+"""What callers get: the OpenAI specification's keys and no others.
+
+msgspec structs, not Pydantic models: the router decodes an engine's answer into them and encodes it again, which drops
+whatever else the engine says, in a few microseconds for a stream's event. Large parts that the router does not look
+into stay as the engine wrote them (:class:`msgspec.Raw`). Docs are made from the same structs.
+
+Source: https://platform.openai.com/docs/api-reference
+"""
+
+from typing import Literal
+
+from msgspec import UNSET, Raw, Struct, UnsetType, field
+
+
+def _null() -> Raw:
+    return Raw(b"null")
+
+
+class EmbeddingUsage(Struct):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embedding(Struct):
+    """One vector: floats, or base64 of little-endian float32."""
+
+    index: int
+    embedding: Raw
+    object: Literal["embedding"] = "embedding"
+
+
+class EmbeddingResponse(Struct):
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+    object: Literal["list"] = "list"
+
+
+class PromptTokensDetails(Struct):
+    cached_tokens: int | None = None
+
+
+class Usage(Struct):
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: int = 0
+    prompt_tokens_details: PromptTokensDetails | None | UnsetType = UNSET
+
+
+class CompletionChoice(Struct):
+    index: int
+    text: str
+    logprobs: Raw = field(default_factory=_null)
+    finish_reason: str | None = None
+
+
+class Completion(Struct):
+    """A text completion; without ``usage``, a chunk of its stream."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    object: Literal["text_completion"] = "text_completion"
+    system_fingerprint: str | None | UnsetType = UNSET
+    usage: Usage | None | UnsetType = UNSET
+
+
+class Message(Struct):
+    """A chat's answer. ``reasoning`` is the one key beyond the specification: what a reasoning parser set apart."""
+
+    role: str
+    content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[Raw] | UnsetType = UNSET
+    reasoning: str | None | UnsetType = UNSET
+
+
+class ChatChoice(Struct):
+    index: int
+    message: Message
+    logprobs: Raw = field(default_factory=_null)
+    finish_reason: str | None = None
+
+
+class ChatCompletion(Struct):
+    id: str
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    object: Literal["chat.completion"] = "chat.completion"
+    system_fingerprint: str | None | UnsetType = UNSET
+
+
+class Delta(Struct):
+    role: str | UnsetType = UNSET
+    content: str | None | UnsetType = UNSET
+    refusal: str | None | UnsetType = UNSET
+    tool_calls: list[Raw] | UnsetType = UNSET
+    reasoning: str | None | UnsetType = UNSET
+
+
+class ChatChunkChoice(Struct):
+    index: int
+    delta: Delta
+    logprobs: Raw = field(default_factory=_null)
+    finish_reason: str | None = None
+
+
+class ChatCompletionChunk(Struct):
+    id: str
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    system_fingerprint: str | None | UnsetType = UNSET
+    usage: Usage | None | UnsetType = UNSET
+
+
+class Model(Struct):
+    id: str
+    created: int
+    object: Literal["model"] = "model"
+    owned_by: str = "tandem"
+
+
+class ModelList(Struct):
+    data: list[Model]
+    object: Literal["list"] = "list"
+
+
+class ErrorDetail(Struct):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(Struct):
+    error: ErrorDetail
+
+
+class ServiceHealth(Struct):
+    """One part of the service. ``status`` is ``healthy`` or an engine's state."""
+
+    status: str
+    model: str | UnsetType = UNSET
+    detail: str | UnsetType = UNSET
+    reason: str | UnsetType = UNSET
+    since: float | UnsetType = UNSET
+    restarts: int | UnsetType = UNSET
+
+
+class Health(Struct):
+    """``healthy`` when every part is."""
+
+    status: Literal["healthy", "unhealthy"]
+    services: dict[str, ServiceHealth]

@@ -1,0 +1,36 @@
+"""The router beside a supervisor: `python -m tandem.router RUN_DIR LISTENER`, started by the service alone."""
+
+import asyncio
+import socket
+import sys
+from pathlib import Path
+
+from tandem import control
+from tandem.fleet import Fleet
+from tandem.router.app import Router
+from tandem.router.server import event_loop, server
+from tandem.router.upstream import Upstreams
+from tandem.rundir import RunDir
+from tandem.telemetry import logs
+
+
+async def main(run_dir: RunDir, listener: socket.socket) -> None:
+    """Serve on ``listener`` what the service on ``run_dir`` tells of its engines, until SIGTERM or its end."""
+    async with control.ask(run_dir, "watch") as service:
+        settings = service.hello.router_settings()
+        logs.configure(service.hello.log_level)
+        fleet, upstreams = Fleet(), Upstreams(connect_timeout=settings.connect_timeout)
+
+        async def follow() -> None:
+            async for snapshot in service.snapshots():
+                fleet.replace(snapshot)
+            # The supervisor is gone, however it went, and the engines with it.
+            serving.should_exit = True
+
+        serving = server(Router(fleet, upstreams, settings, follow), settings)
+        await serving.serve([listener])
+
+
+if __name__ == "__main__":
+    with socket.socket(fileno=int(sys.argv[2])) as inherited, asyncio.Runner(loop_factory=event_loop) as loop:
+        loop.run(main(RunDir(Path(sys.argv[1])), inherited))

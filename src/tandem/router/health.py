@@ -1,0 +1,149 @@
+"""Health: the fleet as the health routes tell it, and the probing of engines that nobody here supervises."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+
+import msgspec
+
+from tandem.fleet import Engine, Fleet, Kind, Snapshot, State, now
+from tandem.models.responses import Health, ServiceHealth
+from tandem.router.upstream import Upstream, UpstreamError, Upstreams
+
+_INTERVAL = 2.0
+_PATIENCE = 10.0
+
+
+def health(snapshot: Snapshot) -> tuple[int, Health]:
+    """Status and body: 200 when the router and every engine are healthy, else 503."""
+    services = {
+        "router": ServiceHealth("draining" if snapshot.draining else "healthy"),
+        **{engine.name: _service(engine) for engine in snapshot.engines},
+    }
+    healthy = all(service.status == "healthy" for service in services.values()) and snapshot.ready
+    return (200, Health("healthy", services)) if healthy else (503, Health("unhealthy", services))
+
+
+def ready(snapshot: Snapshot) -> bool:
+    """Whether it makes sense to send requests here: not on the way out, and at least one engine serves."""
+    return not snapshot.draining and any(engine.ready for engine in snapshot.engines)
+
+
+def _service(engine: Engine) -> ServiceHealth:
+    if engine.ready:
+        return ServiceHealth("healthy", model=engine.model, since=engine.since, restarts=engine.restarts)
+    return ServiceHealth(
+        engine.state.value,
+        model=engine.model,
+        detail=engine.detail,
+        reason=engine.reason,
+        since=engine.since,
+        restarts=engine.restarts,
+    )
+
+
+class Prober:
+    """Keeps a fleet current by asking engines that run elsewhere."""
+
+    def __init__(self, addresses: Mapping[str, str], fleet: Fleet, upstreams: Upstreams) -> None:
+        self._addresses = addresses
+        self._fleet = fleet
+        self._upstreams = upstreams
+        for name, url in addresses.items():
+            fleet.put(_unknown(name, url, "it has not been asked yet"))
+
+    async def run(self) -> None:
+        """Ask every engine again and again."""
+        async with asyncio.TaskGroup() as tasks:
+            for name, url in self._addresses.items():
+                tasks.create_task(self._probe(name, url))
+
+    async def _probe(self, name: str, url: str) -> None:
+        upstream = self._upstreams.to(url)
+        while True:
+            engine = next(e for e in self._fleet.now.engines if e.name == name)
+            seen = await look(engine, upstream)
+            if seen.state is not engine.state:
+                seen = msgspec.structs.replace(seen, since=now())
+            self._fleet.put(seen)
+            await asyncio.sleep(_INTERVAL)
+
+
+async def look(engine: Engine, upstream: Upstream) -> Engine:
+    """``engine`` as it is now: ready if it is healthy and serves a model; what it serves is learned from itself."""
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            status, _ = await _get(upstream, "/health")
+            if status != 200:
+                return _down(engine, f"its health check answers {status}")
+            status, models = await _get(upstream, "/v1/models")
+            if status != 200:
+                return _down(engine, f"its list of models answers {status}")
+            served = msgspec.json.decode(models, type=_Models).data
+            if not served:
+                return _down(engine, "it serves no model")
+            kind = _kind_by_name(engine.name) or await _kind_by_routes(upstream)
+    except TimeoutError:
+        if engine.ready:
+            return engine  # busy is not down
+        return _down(engine, f"it did not answer within {_PATIENCE:g} s")
+    except (UpstreamError, msgspec.DecodeError) as exc:
+        return _down(engine, str(exc))
+    return msgspec.structs.replace(
+        engine,
+        kind=kind,
+        model=served[0].id,
+        aliases=tuple(model.id for model in served[1:]),
+        created=served[0].created or int(time.time()),
+        state=State.READY,
+        detail="",
+        reason="",
+    )
+
+
+class _ServedModel(msgspec.Struct):
+    id: str
+    created: int = 0
+
+
+class _Models(msgspec.Struct):
+    data: list[_ServedModel]
+
+
+class _OpenApi(msgspec.Struct):
+    paths: dict[str, msgspec.Raw]
+
+
+async def _get(upstream: Upstream, path: str) -> tuple[int, bytes]:
+    answer = await upstream.request("GET", path)
+    try:
+        return answer.status, await answer.read()
+    finally:
+        answer.close()
+
+
+def _kind_by_name(name: str) -> Kind | None:
+    kinds: tuple[Kind, ...] = ("embedding", "generation")
+    return next((kind for kind in kinds if name.startswith(kind)), None)
+
+
+async def _kind_by_routes(upstream: Upstream) -> Kind:
+    _, document = await _get(upstream, "/openapi.json")
+    routes = msgspec.json.decode(document, type=_OpenApi).paths
+    return "embedding" if "/v1/embeddings" in routes and "/v1/completions" not in routes else "generation"
+
+
+def _unknown(name: str, url: str, reason: str) -> Engine:
+    return Engine(
+        name=name,
+        kind=_kind_by_name(name) or "generation",
+        model=name,
+        url=url,
+        state=State.WAITING,
+        reason=reason,
+        since=now(),
+    )
+
+
+def _down(engine: Engine, reason: str) -> Engine:
+    return msgspec.structs.replace(engine, state=State.STALLED, reason=reason)

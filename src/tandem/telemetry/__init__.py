@@ -1,0 +1,1 @@
+"""What Tandem tells of itself: metrics and logs."""

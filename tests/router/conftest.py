@@ -1,0 +1,138 @@
+"""The router over a real socket, in front of engines whose HTTP answers are scripted."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx2
+import pytest
+
+from tandem.fleet import Engine, Fleet, Snapshot, State
+from tandem.router.app import Router
+from tandem.router.listener import listen
+from tandem.router.server import server
+from tandem.router.upstream import Upstreams
+from tandem.settings import RouterSettings
+
+Script = Callable[[asyncio.StreamWriter], Awaitable[None]]
+
+
+def answer(body: object, status: int = 200, *, raw: bytes | None = None) -> Script:
+    """One whole JSON answer."""
+
+    async def play(writer: asyncio.StreamWriter) -> None:
+        payload = json.dumps(body).encode() if raw is None else raw
+        writer.write(f"HTTP/1.1 {status} X\r\ncontent-length: {len(payload)}\r\n\r\n".encode() + payload)
+
+    return play
+
+
+def stream(*events: object, close: bool = False, pause: float = 0) -> Script:
+    """Server-sent events as vLLM sends them, chunked; ``close`` breaks off without the end of the chunks."""
+
+    async def play(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        for event in events:
+            data = b"data: " + (event.encode() if isinstance(event, str) else json.dumps(event).encode()) + b"\n\n"
+            writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+            await writer.drain()
+            await asyncio.sleep(pause)
+        if close:
+            writer.transport.abort()
+        else:
+            writer.write(b"0\r\n\r\n")
+
+    return play
+
+
+def reset() -> Script:
+    """The connection is reset instead of an answer."""
+
+    async def play(writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    return play
+
+
+class ScriptedEngine:
+    """An engine that answers as told, by path, and remembers what it was asked and whether it was broken off."""
+
+    def __init__(self) -> None:
+        self.scripts: dict[str, Script] = {}
+        self.asked: list[tuple[str, dict[str, str], Any]] = []
+        self.connections = 0
+        self.left = asyncio.Event()
+        self.url = ""
+
+    async def serve(self) -> asyncio.Server:
+        listening = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        host, port = listening.sockets[0].getsockname()
+        self.url = f"http://{host}:{port}"
+        return listening
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                lines = head.decode().split("\r\n")
+                headers = dict(line.lower().split(": ", 1) for line in lines[1:] if line)
+                body = await reader.readexactly(int(headers.get("content-length", 0)))
+                path = lines[0].split()[1]
+                self.asked.append((path, headers, json.loads(body) if body else None))
+                playing = asyncio.ensure_future(self.scripts.get(path, answer({}, 404))(writer))
+                leaving = asyncio.ensure_future(reader.read(1)) if path.startswith("/v1/") else None
+                if leaving is None:
+                    await playing
+                    continue
+                await asyncio.wait({playing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+                if leaving.done():
+                    self.left.set()
+                    playing.cancel()
+                    return
+                leaving.cancel()
+                await asyncio.wait({leaving})
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return
+        finally:
+            writer.close()
+
+    def forget(self) -> None:
+        """As new, but for its connections."""
+        self.scripts.clear()
+        self.asked.clear()
+        self.left.clear()
+
+
+def two_engines(url: str) -> Snapshot:
+    """One ready engine of each kind, both at ``url``."""
+    return Snapshot(
+        tuple(
+            Engine(name=name, kind=name, model=model, aliases=(f"{name}-alias",), url=url, state=State.READY)
+            for name, model in (("embedding", "org/emb"), ("generation", "org/gen"))
+        )
+    )
+
+
+@asynccontextmanager
+async def fronting(fleet: Fleet, **settings: Any) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of a router that fronts ``fleet``."""
+    wanted = RouterSettings(**{"drain_timeout": 1, "max_body_bytes": 100_000, **settings})
+    with listen("127.0.0.1", 0) as listener:
+        serving = server(Router(fleet, Upstreams(connect_timeout=1), wanted), wanted)
+        running = asyncio.create_task(serving.serve([listener]))
+        host, port = listener.getsockname()
+        async with httpx2.AsyncClient(base_url=f"http://{host}:{port}", trust_env=False) as client:
+            yield client
+        serving.should_exit = True
+        await running
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[ScriptedEngine]:
+    """A scripted engine of the test's own."""
+    scripted = ScriptedEngine()
+    listening = await scripted.serve()
+    yield scripted
+    listening.close()

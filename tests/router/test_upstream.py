@@ -1,0 +1,152 @@
+"""Connections to engines are kept, dropped when stale, and broken off with the work behind them."""
+
+import asyncio
+
+import pytest
+
+from tandem.router import upstream as upstream_module
+from tandem.router.upstream import Upstream, UpstreamError, UpstreamTimeout
+
+from .conftest import ScriptedEngine, answer, reset, stream
+
+
+@pytest.fixture
+def upstream(engine: ScriptedEngine) -> Upstream:
+    return Upstream(engine.url, connect_timeout=1)
+
+
+async def get(upstream: Upstream, path: str = "/x") -> tuple[int, bytes]:
+    got = await upstream.request("GET", path)
+    try:
+        return got.status, await got.read()
+    finally:
+        got.close()
+
+
+async def test_a_connection_is_used_again(engine: ScriptedEngine, upstream: Upstream) -> None:
+    engine.scripts["/x"] = answer({"a": 1})
+    for _ in range(3):
+        assert await get(upstream) == (200, b'{"a": 1}')
+    assert engine.connections == 1
+    upstream.close()
+
+
+async def test_many_at_once_get_a_connection_each(engine: ScriptedEngine, upstream: Upstream) -> None:
+    async def slow(writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.02)
+        await answer({})(writer)
+
+    engine.scripts["/x"] = slow
+    assert await asyncio.gather(*(get(upstream) for _ in range(20))) == [(200, b"{}")] * 20
+    assert engine.connections == 20
+
+
+async def test_a_stale_connection_costs_the_caller_nothing(engine: ScriptedEngine, upstream: Upstream) -> None:
+    """One that the engine resets at the next request is replaced by a fresh one, unseen."""
+    engine.scripts |= {"/x": answer({}), "/reset": reset()}
+    await get(upstream)
+    waiting = asyncio.create_task(get(upstream, "/reset"))
+    await asyncio.sleep(0.05)
+    with pytest.raises(UpstreamError, match="closed the connection"):
+        await waiting
+    assert engine.connections == 2
+
+
+async def test_a_connection_with_an_unread_answer_is_not_used(engine: ScriptedEngine, upstream: Upstream) -> None:
+    """Though all of it may have come: the next answer would be read from behind it."""
+    engine.scripts |= {"/large": answer(None, raw=b"x" * 2_000_000), "/x": answer({})}
+    got = await upstream.request("GET", "/large")
+    await asyncio.sleep(0.2)
+    got.close()
+    assert await asyncio.wait_for(get(upstream), 2) == (200, b"{}")
+
+
+async def test_a_connection_idle_for_too_long_is_not_used(
+    engine: ScriptedEngine, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM closes idle connections after five seconds; the pool is quicker."""
+    engine.scripts["/x"] = answer({})
+    await get(upstream)
+    monkeypatch.setattr(upstream_module, "_IDLE", -1)
+    await get(upstream)
+    assert engine.connections == 2
+
+
+async def test_an_answer_left_early_is_broken_off(engine: ScriptedEngine, upstream: Upstream) -> None:
+    engine.scripts["/v1/x"] = stream(*({"n": n} for n in range(1000)), pause=0.01)
+    got = await upstream.request("POST", "/v1/x", b"{}")
+    assert b"data" in await anext(got.chunks())
+    got.close()
+    await asyncio.wait_for(engine.left.wait(), 2)
+
+
+async def test_cancelling_breaks_off(engine: ScriptedEngine, upstream: Upstream) -> None:
+    """While waiting for the head, too: a time-out around a request ends the engine's work."""
+    engine.scripts["/v1/x"] = lambda _: asyncio.sleep(60)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await upstream.request("POST", "/v1/x", b"{}")
+    await asyncio.wait_for(engine.left.wait(), 2)
+
+
+async def test_a_broken_body_is_an_error(engine: ScriptedEngine, upstream: Upstream) -> None:
+    engine.scripts["/v1/x"] = stream({"n": 1}, close=True)
+    got = await upstream.request("POST", "/v1/x", b"{}")
+    with pytest.raises(UpstreamError) as caught:
+        await got.read()
+    assert caught.value.answered
+
+
+async def test_an_answer_without_a_length_ends_with_the_connection(engine: ScriptedEngine, upstream: Upstream) -> None:
+    async def until_close(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\nall of it")
+        writer.write_eof()
+
+    engine.scripts["/x"] = until_close
+    assert await get(upstream) == (200, b"all of it")
+
+
+async def test_a_large_answer_arrives_whole(engine: ScriptedEngine, upstream: Upstream) -> None:
+    """Larger than what may wait for a slow reader."""
+    engine.scripts["/x"] = answer(None, raw=b"x" * 5_000_000)
+    got = await upstream.request("GET", "/x")
+    size = 0
+    async for chunk in got.chunks():
+        size += len(chunk)
+        await asyncio.sleep(0)
+    assert size == 5_000_000
+
+
+@pytest.mark.parametrize("said", [b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n"])
+async def test_nonsense_is_an_error(said: bytes, engine: ScriptedEngine, upstream: Upstream) -> None:
+    async def play(writer: asyncio.StreamWriter) -> None:
+        writer.write(said)
+
+    engine.scripts["/x"] = play
+    with pytest.raises(UpstreamError, match="nonsense"):
+        await get(upstream)
+
+
+async def test_nobody_listens(free_port: int) -> None:
+    with pytest.raises(UpstreamError, match="no connection"):
+        await get(Upstream(f"http://127.0.0.1:{free_port}", connect_timeout=1))
+
+
+async def test_a_connection_that_is_not_accepted_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(*_: object, **__: object) -> None:
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", never)
+    with pytest.raises(UpstreamTimeout, match=r"within 0.05 s"):
+        await get(Upstream("http://127.0.0.1:1", connect_timeout=0.05))
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "127.0.0.1:8100", "http://"])
+def test_what_is_no_base_url(url: str) -> None:
+    with pytest.raises(ValueError, match="no http:// or https:// address"):
+        Upstream(url, connect_timeout=1)
+
+
+async def test_a_base_url_may_have_a_path(engine: ScriptedEngine) -> None:
+    engine.scripts["/prefix/x"] = answer({})
+    assert await get(Upstream(f"{engine.url}/prefix/", connect_timeout=1)) == (200, b"{}")
