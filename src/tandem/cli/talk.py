@@ -1,0 +1,123 @@
+"""What `status` and `stop` say to a running service."""
+
+import time
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from tandem import control, rundir
+from tandem.errors import SettingsError, SetupError
+from tandem.fleet import Snapshot, now
+from tandem.rundir import RunDir
+
+_LEAVING = 60.0
+
+
+def find(run_dir: Path | None, port: int | None) -> RunDir:
+    """The run folder of the service that is meant: as named, else that of the configured port, else the only one.
+
+    Raises:
+        SetupError: none runs there, or several do and none was named.
+    """
+    if run_dir is not None:
+        return RunDir(run_dir.absolute())
+    if port is not None:
+        return rundir.for_port(port)
+    configured = _configured()
+    if configured.alive():
+        return configured
+    running = rundir.running()
+    if len(running) > 1:
+        raise SetupError(
+            "several services run: " + ", ".join(str(one.path) for one in running),
+            "Name one with --port or --run-dir",
+        )
+    return running[0] if running else configured
+
+
+async def status(run_dir: RunDir) -> tuple[control.Hello, Snapshot]:
+    """The service's hello and its current snapshot."""
+    async with control.ask(run_dir, "status") as service:
+        async for snapshot in service.snapshots():
+            return service.hello, snapshot
+    raise SetupError(f"the service on {run_dir.path} ended before it answered")
+
+
+async def stop(run_dir: RunDir) -> int:
+    """Stop the service and wait until its process is gone; its pid."""
+    import asyncio
+
+    async with control.ask(run_dir, "stop") as service:
+        async for _ in service.snapshots():
+            pass
+        pid = service.hello.pid
+    deadline = time.monotonic() + _LEAVING
+    while _alive(pid):
+        if time.monotonic() > deadline:
+            raise SetupError(f"the service (pid {pid}) has not ended {_LEAVING:g} s after its last word")
+        await asyncio.sleep(0.05)
+    return pid
+
+
+def as_json(hello: control.Hello, snapshot: Snapshot) -> str:
+    """Both as one JSON object."""
+    return msgspec.json.encode(
+        {
+            "pid": hello.pid,
+            "address": hello.address,
+            "ready": snapshot.ready,
+            "draining": snapshot.draining,
+            "engines": snapshot.engines,
+        }
+    ).decode()
+
+
+def show(hello: control.Hello, snapshot: Snapshot) -> None:
+    """A table for people."""
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for column in ("ENGINE", "MODEL", "STATE", "SINCE", "PID", "RESTARTS"):
+        table.add_column(column, overflow="fold")
+    for engine in snapshot.engines:
+        table.add_row(
+            engine.name,
+            engine.model,
+            engine.state.value,
+            duration(now() - engine.since) if engine.since else "-",
+            str(engine.pid or "-"),
+            str(engine.restarts),
+        )
+    console = Console(highlight=False)
+    console.print(f"{hello.address}/v1 (pid {hello.pid})" + (", draining" if snapshot.draining else ""))
+    console.print(table)
+    for engine in snapshot.engines:
+        if engine.reason:
+            console.print(f"{engine.name}: {engine.reason}", markup=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """``42 s``, ``3 m 20 s``, ``2 h 5 m``."""
+    whole = max(0, int(seconds))
+    hours, minutes = whole // 3600, whole // 60 % 60
+    if hours:
+        return f"{hours} h {minutes} m"
+    return f"{minutes} m {whole % 60} s" if minutes else f"{whole} s"
+
+
+def _configured() -> RunDir:
+    from tandem import settings
+
+    try:
+        configured = settings.load(gpu=False).settings
+    except SettingsError:  # a service that runs can be asked and stopped, whatever was written since
+        return rundir.for_port(settings.RouterSettings().port)
+    return RunDir(configured.run_dir) if configured.run_dir else rundir.for_port(configured.router.port)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        # A zombie has ended; whoever started it just has not looked yet.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -1,0 +1,255 @@
+"""The supervisor's process: start up, serve, drain, stop. The router is a child of its own."""
+
+import asyncio
+import errno
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from tandem import control
+from tandem.engines import weights
+from tandem.engines.engine import Spec
+from tandem.engines.hardware import Hardware
+from tandem.engines.install import Vllm, remove_replaced
+from tandem.engines.launch import launch
+from tandem.engines.plan import plan
+from tandem.engines.process import free_port
+from tandem.engines.supervisor import Supervisor
+from tandem.errors import SetupError
+from tandem.fleet import Engine, Fleet
+from tandem.router.listener import listen
+from tandem.rundir import RunDir, for_port
+from tandem.settings import Loaded, RouterSettings, engine_environment
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, kill, the terminal's end
+_ROUTER = ("-m", "tandem.router")
+_ROUTER_DEATHS = 5  # within as many seconds: then it is not going to live
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a service needs to know before it starts anything."""
+
+    specs: tuple[Spec, ...]
+    router: RouterSettings
+    run_dir: RunDir
+    log_level: str
+    engine_python: Path
+
+    @property
+    def address(self) -> str:
+        """Where callers on this machine reach the service."""
+        host = self.router.host
+        if host in {"0.0.0.0", "::", ""}:  # noqa: S104 - compared, not bound
+            host = "127.0.0.1"
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.router.port}"
+
+
+def prepare(
+    loaded: Loaded, hardware: Hardware, vllm: Vllm, models: Mapping[str, weights.Model], cache: weights.Cache
+) -> Plan:
+    """Work out every engine's command line. Starts nothing.
+
+    Args:
+        models: each engine's model on disk, by the engine's name.
+
+    Raises:
+        SetupError: this vLLM does not fit the machine, the engines ask for more than that has, or a port that is set
+            is taken.
+    """
+    settings = loaded.settings
+    if vllm.build == "cuda" and not hardware.gpu:
+        raise SetupError(
+            f"{vllm} needs an NVIDIA GPU, and none is to be seen",
+            "Check `nvidia-smi` and CUDA_VISIBLE_DEVICES, or run `tandem install`, which brings the CPU build",
+        )
+    if vllm.build == "cpu":
+        hardware = replace(hardware, cards=())
+    run_dir = RunDir(settings.run_dir.absolute()) if settings.run_dir else for_port(settings.router.port)
+    shares = plan(settings.engines, hardware)
+    specs = []
+    ports = {settings.router.port}
+    for name, engine in settings.engines.items():
+        model = models[name]
+        port = _port(engine.port, name, ports, asked=("engines", name, "port") in loaded.origins)
+        ports.add(port)
+        served = engine.served_model_name or model.name
+        specs.append(
+            Spec(
+                engine=Engine(
+                    name=name,
+                    kind=engine.kind,
+                    model=served,
+                    aliases=tuple(alias for alias in dict.fromkeys([*engine.aliases, engine.model]) if alias != served),
+                    url=f"http://127.0.0.1:{port}",
+                    reason="it has not started yet",
+                    created=int((model.path / "config.json").stat().st_mtime),
+                ),
+                launch=launch(
+                    engine,
+                    model=model,
+                    served_name=served,
+                    share=shares[name],
+                    vllm=vllm,
+                    hardware=hardware,
+                    port=port,
+                    tmp=run_dir.tmp(name),
+                    cache=cache.environment(offline=settings.offline is not False),
+                    drain_timeout=settings.router.drain_timeout,
+                ),
+                inherited=engine_environment(os.environ),
+                log=run_dir.log(name),
+                tmp=run_dir.tmp(name),
+                drain_timeout=settings.router.drain_timeout,
+            )
+        )
+    return Plan(tuple(specs), settings.router, run_dir, settings.log_level, vllm.python)
+
+
+async def run(plan: Plan, fleet: Fleet, on_ready: Callable[[], Awaitable[None]]) -> None:
+    """Serve until SIGINT, SIGTERM or `tandem stop`. Whatever happens, nothing that was started outlives this.
+
+    Args:
+        fleet: filled and kept current here; the caller may watch it.
+        on_ready: awaited once all engines are ready.
+
+    Raises:
+        SetupError: the run folder or the port is taken, or an engine or the router did not start.
+    """
+    stop = asyncio.Event()
+    with (
+        plan.run_dir.claim(spec.engine.name for spec in plan.specs),
+        listen(plan.router.host, plan.router.port) as listener,
+    ):
+        supervisor = Supervisor(plan.specs, fleet)
+        router = msgspec.Raw(plan.router.model_dump_json().encode())
+        hello = control.Hello(os.getpid(), plan.address, plan.log_level, router)
+        with _signals(stop.set, supervisor.kill):
+            async with (
+                control.serve(plan.run_dir, fleet, hello, stop.set),
+                supervisor,
+                _router(plan, listener) as router_ended,
+            ):
+                await _first(supervisor.start(), stop.wait(), asyncio.shield(router_ended))
+                if not stop.is_set():
+                    await _first(on_ready(), stop.wait(), asyncio.shield(router_ended))
+                    await asyncio.to_thread(remove_replaced, plan.engine_python)
+                await _first(stop.wait(), supervisor.broken(), asyncio.shield(router_ended))
+                fleet.drain()
+
+
+async def _first(*waits: Awaitable[object]) -> None:
+    """Wait for whichever comes first, raise what it raised, and give up the others."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            await task
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _port(port: int | None, engine: str, given: Collection[int], *, asked: bool) -> int:
+    """The engine's port, if it is free; where nobody asked for that one, any other will do.
+
+    Args:
+        given: the ports that the router and the engines before it have.
+    """
+    if port is None:
+        return free_port()
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            if port in given:
+                raise OSError(errno.EADDRINUSE, "given")
+            probe.bind(("127.0.0.1", port))
+        except OSError as exc:
+            if not asked:
+                return free_port()
+            whom = "the router or another engine" if port in given else "another program"
+            raise SetupError(
+                f"port {port}, which is set for the engine {engine}, is taken by {whom}",
+                f"Set another port for it (`ss -ltnp 'sport = :{port}'` names the program that has one)",
+            ) from exc
+    return port
+
+
+@contextmanager
+def _signals(first: Callable[[], None], second: Callable[[], None]) -> Iterator[None]:
+    """The first of these signals asks for an orderly end, the next one for an immediate one."""
+    loop = asyncio.get_running_loop()
+    seen = False
+
+    def heard() -> None:
+        nonlocal seen
+        (second if seen else first)()
+        seen = True
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, heard)
+    try:
+        yield
+    finally:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+
+
+@asynccontextmanager
+async def _router(plan: Plan, listener: socket.socket) -> AsyncIterator[asyncio.Task[None]]:
+    """Keep a router process on ``listener`` until the block ends; the task that is yielded ends if it cannot."""
+    stopping = asyncio.Event()
+    keeping = asyncio.create_task(_keep_router(plan, listener, stopping))
+    try:
+        yield keeping
+    finally:
+        listener.close()  # callers are refused from here on, and do not wait in a queue that nobody reads
+        stopping.set()
+        await asyncio.wait({keeping})
+
+
+async def _keep_router(plan: Plan, listener: socket.socket, stopping: asyncio.Event) -> None:
+    log = plan.run_dir.log("router")
+    deaths: list[float] = []
+    clock = asyncio.get_running_loop().time
+    while len(deaths) < _ROUTER_DEATHS or clock() - deaths[-_ROUTER_DEATHS] > _ROUTER_DEATHS:
+        with log.open("ab") as output:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", *_ROUTER, str(plan.run_dir.path), str(listener.fileno())),
+                pass_fds=[listener.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        ended = asyncio.create_task(process.wait())
+        told = asyncio.create_task(stopping.wait())
+        await asyncio.wait({ended, told}, return_when=asyncio.FIRST_COMPLETED)
+        if told.done():
+            if process.returncode is None:
+                process.terminate()
+            # uvicorn cancels what is left after the same time; a little more, and it is killed.
+            done, _ = await asyncio.wait({ended}, timeout=plan.router.drain_timeout + 5)
+            if not done:
+                process.kill()
+                await ended
+            return
+        told.cancel()
+        deaths.append(clock())
+        await asyncio.sleep(0.1)
+    raise SetupError(
+        f"the router ended {_ROUTER_DEATHS} times in a row; its last words: {_last_line(log)}",
+        f"Its log is {log}",
+    )
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "none"

@@ -1,0 +1,158 @@
+"""The supervisor's process with fake engines and a real router: whatever happens, it ends, and nothing is left."""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tandem import control, service
+from tandem.engines import engine as engine_module
+from tandem.errors import EngineError, SetupError
+from tandem.fleet import Fleet, State
+from tandem.rundir import RunDir
+from tandem.service import Plan
+from tandem.settings import RouterSettings
+
+from .engines.fakes import fake_spec, gone
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "_POLL", 0.01)
+
+
+@pytest.fixture
+def folder(short_path: Path) -> Iterator[Path]:
+    """The run folder; after the test there may be nothing in it but logs."""
+    yield short_path / "run"
+    assert {path.name for path in (short_path / "run").iterdir()} <= {"logs"}
+
+
+def plan(folder: Path, port: int, *flags: str) -> Plan:
+    run_dir = RunDir(folder)
+    router = RouterSettings(port=port, drain_timeout=2)
+    return Plan((fake_spec(folder.parent, "embedding", *flags),), router, run_dir, "info", Path("/no/python"))
+
+
+async def nothing() -> None:
+    pass
+
+
+@asynccontextmanager
+async def running(wanted: Plan, fleet: Fleet) -> AsyncIterator[asyncio.Task[None]]:
+    """The service, once its engine is ready."""
+    task = asyncio.create_task(service.run(wanted, fleet, nothing))
+    async with asyncio.timeout(20):
+        async for snapshot in fleet.snapshots():
+            if snapshot.ready:
+                break
+    yield task
+
+
+async def healthy(client: httpx2.AsyncClient, status: int = 200) -> None:
+    """Wait until the router says so."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                if (await client.get("/health")).status_code == status:
+                    return
+            except httpx2.TransportError:
+                pass
+            await asyncio.sleep(0.05)
+
+
+async def test_it_serves_until_it_is_told_to_stop(folder: Path, free_port: int) -> None:
+    """By `tandem stop`'s own words; engine and router are gone, the port is free."""
+    fleet = Fleet()
+    wanted = plan(folder, free_port)
+    async with running(wanted, fleet) as serving, httpx2.AsyncClient(base_url=wanted.address) as client:
+        await healthy(client)
+        pid = fleet.now.engines[0].pid
+        async with control.ask(wanted.run_dir, "stop") as conversation:
+            states = [snapshot.engines[0].state async for snapshot in conversation.snapshots()]
+        await asyncio.wait_for(serving, 20)
+    assert states[-1] is State.STOPPED
+    assert pid is not None
+    assert await gone(pid)
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", free_port)) != 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_a_signal_is_heeded_even_while_readiness_is_announced(number: int, folder: Path, free_port: int) -> None:
+    """Whatever the announcement waits for."""
+    announced = asyncio.Event()
+
+    async def forever() -> None:
+        announced.set()
+        await asyncio.Event().wait()
+
+    serving = asyncio.create_task(service.run(plan(folder, free_port), Fleet(), forever))
+    await asyncio.wait_for(announced.wait(), 20)
+    os.kill(os.getpid(), number)
+    await asyncio.wait_for(serving, 20)
+
+
+async def test_the_second_signal_ends_it_at_once(folder: Path, free_port: int) -> None:
+    """An engine that takes its time to stop is killed."""
+    async with running(plan(folder, free_port, "--slow-stop", "60"), Fleet()) as serving:
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.wait_for(serving, 10)
+
+
+async def test_the_port_is_open_while_engines_start(folder: Path, free_port: int) -> None:
+    """Health says what they are at."""
+    wanted = plan(folder, free_port, "--slow-start", "60")
+    serving = asyncio.create_task(service.run(wanted, Fleet(), nothing))
+    async with httpx2.AsyncClient(base_url=wanted.address) as client:
+        await healthy(client, 503)
+        told = (await client.get("/health")).json()["services"]["embedding"]
+        assert told["status"] in {"starting", "loading"}
+        refused = await client.post("/v1/embeddings", json={"model": "embedding", "input": "a"})
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+    async with control.ask(wanted.run_dir, "stop"):
+        await asyncio.wait_for(serving, 20)
+
+
+async def test_a_failed_start_ends_it(folder: Path, free_port: int) -> None:
+    with pytest.raises(EngineError, match=r"embedding: ValueError: bad luck\. Its log is "):
+        await asyncio.wait_for(
+            service.run(plan(folder, free_port, "--fail", "ValueError: bad luck"), Fleet(), nothing), 20
+        )
+
+
+async def test_a_taken_port_ends_it_before_anything_starts(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SetupError, match=f"port {port} on 127.0.0.1 is taken"):
+            await service.run(plan(folder, port), Fleet(), nothing)
+
+
+async def test_a_router_that_cannot_run_ends_it(folder: Path, free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its last words; one death alone is mended (shown with real engines)."""
+    monkeypatch.setattr(service, "_ROUTER", ("-c", "raise SystemExit('no luck today')"))
+    with pytest.raises(SetupError, match="the router ended 5 times in a row; its last words: no luck today"):
+        await asyncio.wait_for(service.run(plan(folder, free_port), Fleet(), nothing), 30)
+
+
+async def test_what_does_not_fit_the_machine_is_said_first(tmp_path: Path) -> None:
+    """The CUDA build without a card."""
+    from tandem.engines.hardware import Hardware
+    from tandem.engines.install import Vllm
+    from tandem.engines.weights import Cache
+    from tandem.settings import load
+
+    loaded = load(gpu=False, environ={}, folder=tmp_path)
+    machine = Hardware((), 2, 2**34, frozenset())
+    with pytest.raises(SetupError, match="needs an NVIDIA GPU, and none is to be seen"):
+        service.prepare(loaded, machine, Vllm(Path("/p"), (0, 32), "cuda"), {}, Cache.find(tmp_path, {}))
