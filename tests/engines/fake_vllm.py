@@ -51,6 +51,7 @@ def main() -> None:
     mark.touch()
     Path(os.environ["TMPDIR"], "socket").touch()
     print(f"pids {os.getpid()} {grandchild.pid}")
+    print("INFO Auto-fit max_model_len: reduced from 8 to 4 to fit")
     print("INFO Starting to load model x...", flush=True)
     if asked.fail:
         print(asked.fail, flush=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tandem.engines.phases import STARTED, Phase, phase_after
+from tandem.engines.phases import STARTED, Phase, phase_after, remark
 from tandem.fleet import State
 
 RECORDED = Path(__file__).parent / "recorded"
@@ -54,6 +54,16 @@ def test_lines_of_a_card_s_start_are_known() -> None:
         "Capturing CUDA graphs (mixed prefill-decode, PIECEWISE):  40%|████      | 14/35",
     ]
     assert [p.detail for p in phases_of(lines)[1:]] == ["8.35 GiB loaded, sizing memory", "capturing CUDA graphs, 40%"]
+
+
+def test_a_shortened_context_is_remarked_upon() -> None:
+    """Recorded from vLLM 0.32 with a model whose context did not fit its cache."""
+    line = (
+        "(EngineCore pid=24318) INFO 11-21 10:50:12 [kv_cache_utils.py:2477] Auto-fit max_model_len: reduced from "
+        "40960 to 9216 to fit in available KV cache memory (0.99 GiB CPU)"
+    )
+    assert remark(line) == "context shortened from 40960 to 9216 tokens, as its memory allows"
+    assert remark("anything else") is None
 
 
 @pytest.mark.parametrize("line", ["", "anything at all", "INFO: Route: /health"])

@@ -92,8 +92,8 @@ def show(hello: control.Hello, snapshot: Snapshot) -> None:
     console.print(f"{hello.address}/v1 (pid {hello.pid})" + (", draining" if snapshot.draining else ""))
     console.print(table)
     for engine in snapshot.engines:
-        if engine.reason:
-            console.print(f"{engine.name}: {engine.reason}", markup=False, soft_wrap=True)
+        if said := engine.reason or engine.detail:
+            console.print(f"{engine.name}: {said}", markup=False, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:

@@ -11,7 +11,7 @@ import msgspec
 
 from tandem.engines.diagnosis import diagnose
 from tandem.engines.launch import Launch
-from tandem.engines.phases import STARTED, phase_after
+from tandem.engines.phases import STARTED, phase_after, remark
 from tandem.engines.process import EngineProcess, environment
 from tandem.fleet import Engine, Fleet, State, now
 
@@ -58,6 +58,7 @@ class EngineRunner:
         self._fleet = fleet
         self._engine = spec.engine
         self._phase = STARTED
+        self._remark = ""
         self._process: EngineProcess | None = None
         self._ready_at: float | None = None
         self._stopping = asyncio.Event()
@@ -100,6 +101,7 @@ class EngineRunner:
     async def _live(self) -> float | None:
         """One life of the engine, to its end. When it became ready; None if it never did."""
         self._phase = STARTED
+        self._remark = ""
         self._ready_at = None
         before = f" again; before that: {self._engine.reason}" if self._engine.restarts else ""
         self._write(State.STARTING, detail=STARTED.detail, reason=f"it is starting{before}", started=now())
@@ -145,12 +147,12 @@ class EngineRunner:
                 await asyncio.sleep(_POLL)
             await self._first_request(client)
             self._ready_at = now()
-            self._write(State.READY, detail="", reason="", pid=process.pid)
+            self._write(State.READY, detail=self._remark, reason="", pid=process.pid)
             while True:
                 await asyncio.sleep(_WATCH)
                 health = await self._health(client)
                 if health == 200:
-                    self._write(State.READY, detail="", reason="")
+                    self._write(State.READY, detail=self._remark, reason="")
                 elif health is not None:
                     self._write(State.STALLED, reason=f"its health check answers {health}")
 
@@ -177,6 +179,7 @@ class EngineRunner:
             raise _NotServing(f"it answered its first request with {answer.status_code}: {answer.text[:300]}")
 
     def _heard(self, line: str) -> None:
+        self._remark = remark(line) or self._remark
         phase = phase_after(self._phase, line)
         if phase != self._phase:
             self._phase = phase

@@ -81,4 +81,12 @@ def phase_after(phase: Phase, line: str) -> Phase:
     return phase
 
 
+def remark(line: str) -> str | None:
+    """What ``line`` says that people should still see once the engine is ready; None for most lines."""
+    if match := _SHORTENED.search(line):
+        return f"context shortened from {match[1]} to {match[2]} tokens, as its memory allows"
+    return None
+
+
+_SHORTENED = re.compile(r"Auto-fit max_model_len: reduced from (\d+) to (\d+)")
 _ORDER = (State.STARTING, State.LOADING, State.SIZING, State.WARMING)
