@@ -111,13 +111,16 @@ async def test_the_second_signal_ends_it_at_once(folder: Path, free_port: int) -
 
 
 async def test_the_port_is_open_while_engines_start(folder: Path, free_port: int) -> None:
-    """Health says what they are at."""
+    """Health says what they are at; the port on which an engine will listen is nobody else's."""
     wanted = plan(folder, free_port, "--slow-start", "60")
     serving = asyncio.create_task(service.run(wanted, Fleet(), nothing))
     async with httpx2.AsyncClient(base_url=wanted.address) as client:
         await healthy(client, 503)
         told = (await client.get("/health")).json()["services"]["embedding"]
         assert told["status"] in {"starting", "loading"}
+        engines_port = httpx2.URL(wanted.specs[0].engine.url).port
+        assert engines_port
+        assert service._port(engines_port, "another", (), asked=False) != engines_port
         refused = await client.post("/v1/embeddings", json={"model": "embedding", "input": "a"})
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
     async with control.ask(wanted.run_dir, "stop"):

@@ -6,10 +6,11 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -30,7 +31,8 @@ from tandem.settings import Loaded, RouterSettings, engine_environment
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, kill, the terminal's end
 _ROUTER = ("-m", "tandem.router")
-_ROUTER_DEATHS = 5  # within as many seconds: then it is not going to live
+_ROUTER_DEATHS = 5  # in a row, each within so many seconds of its start: then it is not going to live
+_ROUTER_LIFE = 30.0
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ async def run(plan: Plan, fleet: Fleet, on_ready: Callable[[], Awaitable[None]])
         supervisor = Supervisor(plan.specs, fleet)
         router = msgspec.Raw(plan.router.model_dump_json().encode())
         hello = control.Hello(os.getpid(), plan.address, plan.log_level, router)
-        with _signals(stop.set, supervisor.kill):
+        with _signals(stop.set, supervisor.kill), _reserved(plan.specs):
             async with (
                 control.serve(plan.run_dir, fleet, hello, stop.set),
                 supervisor,
@@ -140,7 +142,7 @@ async def run(plan: Plan, fleet: Fleet, on_ready: Callable[[], Awaitable[None]])
                 await _first(supervisor.start(), stop.wait(), asyncio.shield(router_ended))
                 if not stop.is_set():
                     await _first(on_ready(), stop.wait(), asyncio.shield(router_ended))
-                    await asyncio.to_thread(remove_replaced, plan.engine_python)
+                    await _first(asyncio.to_thread(remove_replaced, plan.engine_python), stop.wait())
                 await _first(stop.wait(), supervisor.broken(), asyncio.shield(router_ended))
                 fleet.drain()
 
@@ -166,7 +168,8 @@ def _port(port: int | None, engine: str, given: Collection[int], *, asked: bool)
     if port is None:
         return free_port()
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if asked:  # else a port that was used a moment ago counts as taken, as one that is only reserved must
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             if port in given:
                 raise OSError(errno.EADDRINUSE, "given")
@@ -180,6 +183,27 @@ def _port(port: int | None, engine: str, given: Collection[int], *, asked: bool)
                 f"Set another port for it (`ss -ltnp 'sport = :{port}'` names the program that has one)",
             ) from exc
     return port
+
+
+@contextmanager
+def _reserved(specs: Sequence[Spec]) -> Iterator[None]:
+    """Hold the engines' ports against other services until the block ends: an engine listens only after it has loaded.
+
+    A socket that is bound, and never listens, hinders none that is bound with ``SO_REUSEADDR``, as vLLM's is; but it
+    makes :func:`_port` of another service choose another port.
+    """
+    with ExitStack() as stack:
+        for spec in specs:
+            port = urlsplit(spec.engine.url).port
+            holder = stack.enter_context(socket.socket())
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                holder.bind(("127.0.0.1", port))
+            except OSError as exc:
+                raise SetupError(
+                    f"port {port} for the engine {spec.engine.name} was taken just now", "Try again"
+                ) from exc
+        yield
 
 
 @contextmanager
@@ -217,9 +241,12 @@ async def _router(plan: Plan, listener: socket.socket) -> AsyncIterator[asyncio.
 
 async def _keep_router(plan: Plan, listener: socket.socket, stopping: asyncio.Event) -> None:
     log = plan.run_dir.log("router")
-    deaths: list[float] = []
     clock = asyncio.get_running_loop().time
-    while len(deaths) < _ROUTER_DEATHS or clock() - deaths[-_ROUTER_DEATHS] > _ROUTER_DEATHS:
+    deaths = 0
+    while deaths < _ROUTER_DEATHS:
+        if stopping.is_set():
+            return
+        started = clock()
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", *_ROUTER, str(plan.run_dir.path), str(listener.fileno())),
@@ -242,7 +269,7 @@ async def _keep_router(plan: Plan, listener: socket.socket, stopping: asyncio.Ev
                 await ended
             return
         told.cancel()
-        deaths.append(clock())
+        deaths = deaths + 1 if clock() - started < _ROUTER_LIFE else 1
         await asyncio.sleep(0.1)
     raise SetupError(
         f"the router ended {_ROUTER_DEATHS} times in a row; its last words: {_last_line(log)}",

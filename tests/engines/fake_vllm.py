@@ -3,7 +3,8 @@
 Like vLLM it starts a grandchild that outlives it when it is killed, and shares memory with it. Flags: ``--port N``,
 ``--fail TEXT`` (print it and exit 1 before listening), ``--refuse`` (healthy, but every request is a 500),
 ``--slow-stop S`` (take that long over SIGTERM), ``--one-session`` (the grandchild in the server's own session),
-``--slow-start S`` (listen that much later), ``--die-after S`` (of SIGKILL, that long after).
+``--slow-start S`` (listen that much later), ``--die-after S`` (of SIGKILL, that long after),
+``--map FILE`` (as weights are mapped).
 """
 
 import argparse
@@ -34,10 +35,11 @@ def main() -> None:
     parser.add_argument("--one-session", action="store_true")
     parser.add_argument("--slow-start", type=float, default=0)
     parser.add_argument("--die-after", type=float)
+    parser.add_argument("--map")
     parser.add_argument("--slow-stop", type=float, default=0)
     asked = parser.parse_args()
 
-    shared = Path(f"/dev/shm/tandem-test-{os.getpid()}")
+    shared = Path(f"/dev/shm/psm_tandem_test_{os.getpid()}")
     with shared.open("w+b") as file:
         file.truncate(4096)
         mapped = mmap.mmap(file.fileno(), 4096)
@@ -50,6 +52,9 @@ def main() -> None:
     mark = Path(f"/dev/shm/__KMP_REGISTERED_LIB_{os.getpid()}_{os.getuid()}")  # as OpenMP leaves it, not mapped
     mark.touch()
     Path(os.environ["TMPDIR"], "socket").touch()
+    if asked.map:
+        with Path(asked.map).open("r+b") as file:
+            weights = mmap.mmap(file.fileno(), 4096)  # noqa: F841 - mapped as long as it is referred to
     print(f"pids {os.getpid()} {grandchild.pid}")
     print("INFO Auto-fit max_model_len: reduced from 8 to 4 to fit")
     print("INFO Starting to load model x...", flush=True)
@@ -86,6 +91,7 @@ def main() -> None:
         threading.Thread(target=lambda: (time.sleep(asked.slow_stop), server.shutdown())).start()
 
     signal.signal(signal.SIGTERM, stop)
+    print("listening", flush=True)
     server.serve_forever(0.02)
     mapped.close()
     shared.unlink()

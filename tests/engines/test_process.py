@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -32,7 +33,7 @@ async def started(spec: Spec, until: str = "Starting to load") -> tuple[EnginePr
     )
     await asyncio.wait_for(seen.wait(), 10)
     pids = [int(pid) for line in process.lines if line.startswith("pids") for pid in line.split()[1:]]
-    shared = Path(f"/dev/shm/tandem-test-{pids[0]}")
+    shared = Path(f"/dev/shm/psm_tandem_test_{pids[0]}")
     async with asyncio.timeout(10):
         while str(shared) not in Path(f"/proc/{pids[1]}/maps").read_text():
             await asyncio.sleep(0.01)
@@ -41,9 +42,8 @@ async def started(spec: Spec, until: str = "Starting to load") -> tuple[EnginePr
 
 async def test_an_orderly_stop_lets_the_server_finish(make_spec: MakeSpec) -> None:
     """SIGTERM reaches the server alone, which puts its own things away; the exit code is its own."""
-    process, pids, shared = await started(make_spec())
+    process, pids, shared = await started(make_spec(), "listening")
     assert process.pid == pids[0]
-    await asyncio.sleep(0.2)
     assert await process.stop(grace=10) == 0
     assert "stopping" in process.lines
     assert await gone(*pids)
@@ -51,8 +51,7 @@ async def test_an_orderly_stop_lets_the_server_finish(make_spec: MakeSpec) -> No
 
 
 async def test_a_server_that_does_not_stop_is_killed(make_spec: MakeSpec) -> None:
-    process, pids, shared = await started(make_spec("embedding", "--slow-stop", "60"))
-    await asyncio.sleep(0.2)
+    process, pids, shared = await started(make_spec("embedding", "--slow-stop", "60"), "listening")
     assert await process.stop(grace=0.2) == 128 + signal.SIGKILL
     assert await gone(*pids)
     assert not shared.exists()
@@ -77,7 +76,7 @@ async def test_a_killed_keeper_leaves_nothing(make_spec: MakeSpec) -> None:
     assert await asyncio.wait_for(process.wait(), 5) == 128 + signal.SIGKILL
     assert await gone(*pids)
     assert not shared.exists()
-    Path(f"/dev/shm/__KMP_REGISTERED_LIB_{pids[0]}_{os.getuid()}").unlink()
+    Path(f"/dev/shm/__KMP_REGISTERED_LIB_{pids[0]}_{os.getuid()}").unlink(missing_ok=True)
 
 
 async def test_nothing_survives_the_supervisor(make_spec: MakeSpec) -> None:
@@ -104,8 +103,22 @@ async def test_nothing_survives_the_supervisor(make_spec: MakeSpec) -> None:
     supervisor.kill()
     await supervisor.wait()
     assert await gone(*pids)
-    assert not Path(f"/dev/shm/tandem-test-{pids[0]}").exists()
+    async with asyncio.timeout(10):  # the keeper, which nobody waits for here, puts it away last
+        while Path(f"/dev/shm/psm_tandem_test_{pids[0]}").exists():
+            await asyncio.sleep(0.02)
     assert len(pids) == 2
+
+
+async def test_a_model_in_shared_memory_is_left_alone(make_spec: MakeSpec) -> None:
+    """Some keep weights there, and an engine maps them; only what libraries make for themselves is removed."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        weights = Path(folder, "psm_model.safetensors")
+        weights.write_bytes(b"x" * 4096)
+        process, pids, _ = await started(make_spec("embedding", "--map", str(weights)))
+        assert str(weights) in Path(f"/proc/{pids[0]}/maps").read_text()
+        process.kill()
+        await asyncio.wait_for(process.wait(), 10)
+        assert weights.exists()
 
 
 def test_the_keeper_needs_nothing_but_python() -> None:

@@ -61,6 +61,7 @@ def test_a_repository_in_the_cache(cache: Cache) -> None:
     [
         {},
         {"model.safetensors.index.json": {"weight_map": {"a": "1.safetensors"}}, "2.safetensors": "x"},
+        {"model-00001-of-00003.safetensors": "x", "model-00003-of-00003.safetensors": "x"},
     ],
 )
 def test_a_download_that_broke_off_counts_as_none(files: dict[str, object], cache: Cache) -> None:
@@ -95,6 +96,7 @@ def test_a_folder_that_does_not_exist(model: str, complaint: str, cache: Cache) 
     ("files", "complaint"),
     [
         ({"config.json": "{"}, "cannot be read"),
+        ({"model.safetensors.index.json": ""}, "cannot be read"),
         (
             {"model.safetensors.index.json": {"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}},
             "2 weight files are missing, the first is 1.safetensors",

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Service:
         self.run_dir = RunDir(folder / "run")
         self.output = folder / "output.txt"
         self._shared_memory = set(SHARED_MEMORY.iterdir())
-        self._seen: set[int] = set()
+        self._seen: set[tuple[int, str]] = set()  # with its start, since numbers are used again
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 [TANDEM, *arguments, "--port", str(port), "--run-dir", self.run_dir.path],
@@ -72,8 +72,8 @@ class Service:
         roots = {self.process.pid, self.run_dir.pid()} - {None}
         for root in roots:
             assert root is not None
-            self._seen |= {root, *descendants(root)}
-        return set(self._seen)
+            self._seen |= {(pid, start_of(pid)) for pid in (root, *descendants(root))}
+        return {pid for pid, _ in self._seen}
 
     def stop(self, number: int = signal.SIGINT) -> int:
         """Send ``number``, wait for the end, and check that nothing is left; the exit code."""
@@ -93,7 +93,7 @@ class Service:
         assert set(SHARED_MEMORY.iterdir()) <= self._shared_memory
 
     def _alive(self) -> list[int]:
-        return [pid for pid in self._seen if state_of(pid) not in ("Z", "")]
+        return [pid for pid, start in self._seen if state_of(pid) not in ("Z", "") and start_of(pid) == start]
 
     def _ports(self) -> list[int]:
         said = self.run_dir.log("router").read_text() if self.run_dir.log("router").exists() else ""
@@ -101,18 +101,25 @@ class Service:
 
     def close(self) -> None:
         """Whatever happened, leave no process behind."""
-        for pid in [self.process.pid, *self._alive()]:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        self.process.kill()
         self.process.wait()
+        for pid in self._alive():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def state_of(pid: int) -> str:
     """A process's state as /proc has it; empty when it is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+def start_of(pid: int) -> str:
+    """When a process started, in clock ticks since the machine did; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
         return ""
 
@@ -178,7 +185,7 @@ def router_alone(addresses: dict[str, str]) -> Iterator[str]:
         deadline = time.monotonic() + 30
         while True:
             try:
-                if httpx2.get(f"{address}/health", trust_env=False).status_code == 200:
+                if httpx2.get(f"{address}/health", trust_env=False, timeout=30).status_code == 200:
                     break
             except httpx2.TransportError:
                 assert process.poll() is None

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import time
@@ -41,18 +42,24 @@ def test_ctrl_c_during_the_start_ends_it(minilm: Path, short_path: Path) -> None
         arguments = ["up", "--demo", "--port", str(free_port()), "--run-dir", str(run_dir.path)]
         os.execve(TANDEM, ["tandem", *arguments], {**clean_environment(), "TERM": "xterm", "COLUMNS": "120"})
     said = b""
-    deadline = time.monotonic() + 60
-    while b"starting Python and vLLM" not in said:
-        said += os.read(terminal, 4096)
-        assert time.monotonic() < deadline, said
-    assert b"waiting" in said
-    os.write(terminal, b"\x03")
-    while True:
-        try:
+    try:
+        while b"starting Python and vLLM" not in said:
+            assert select.select([terminal], [], [], 60)[0], said
             said += os.read(terminal, 4096)
-        except OSError:  # the terminal's end
-            break
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert b"waiting" in said
+        os.write(terminal, b"\x03")
+        while select.select([terminal], [], [], 60)[0]:
+            try:
+                said += os.read(terminal, 4096)
+            except OSError:  # the terminal's end
+                break
+        code, pid = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), 0
+    finally:
+        if pid:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        os.close(terminal)
+    assert code == 0
     assert b"Stopped." in said
     assert not run_dir.socket.exists()
     assert not run_dir.alive()
@@ -72,7 +79,7 @@ def test_serve_from_start_to_kill(minilm: Path, tmp_path: Path) -> None:
         )
         assert "--max-num-batched-tokens 65536" in service.said
         assert "tandem stop --run-dir" in service.said
-        with httpx2.Client(base_url=service.address, trust_env=False) as http:
+        with httpx2.Client(base_url=service.address, trust_env=False, timeout=60) as http:
             early = http.post("/v1/embeddings", json={"model": "embedding", "input": "a"})
             assert (early.status_code, early.json()["error"]["code"]) == (503, "model_not_ready")
             assert int(early.headers["retry-after"]) > 0

@@ -98,6 +98,12 @@ class ScriptedEngine:
         finally:
             writer.close()
 
+    async def until_asked(self) -> None:
+        """Wait for the first request."""
+        async with asyncio.timeout(10):
+            while not self.asked:
+                await asyncio.sleep(0.005)
+
     def forget(self) -> None:
         """As new, but for its connections."""
         self.scripts.clear()

@@ -204,16 +204,22 @@ def remove_replaced(started: Path) -> list[Path]:
     Only if that is the recorded one. Environments that a process runs from stay for the next time, those that lie where
     the user put them for ever. Returns what was removed.
     """
-    record = recorded()
-    if record is None or not record.replaces or record.engine_python != str(started):
-        return []
-    ours = [Path(old) for old in record.replaces if Path(old).parent == data_dir() and Path(old).is_dir()]
-    removed = [old for old in ours if not _in_use(old)]
-    with suppress(OSError):  # a service that runs well does not end over this
-        for old in removed:
-            shutil.rmtree(old)
-        _write(replace(record, replaces=tuple(str(old) for old in ours if old not in removed)))
-    return removed
+    data_dir().mkdir(parents=True, exist_ok=True)
+    with (data_dir() / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return []  # an installation is at work
+        record = recorded()
+        if record is None or not record.replaces or record.engine_python != str(started):
+            return []
+        ours = [Path(old) for old in record.replaces if Path(old).parent == data_dir() and Path(old).is_dir()]
+        removed = [old for old in ours if not _in_use(old)]
+        with suppress(OSError):  # a service that runs well does not end over this
+            _write(replace(record, replaces=tuple(str(old) for old in ours if old not in removed)))
+            for old in removed:
+                shutil.rmtree(old)
+        return removed
 
 
 def demo_embedding_model(vllm: Vllm) -> Path | None:

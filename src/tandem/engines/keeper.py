@@ -13,6 +13,7 @@ Source: prctl(2), pidfd_open(2), vllm#55510.
 import ctypes
 import itertools
 import os
+import re
 import select
 import signal
 import subprocess
@@ -23,6 +24,8 @@ from pathlib import Path
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lies, shm_overview(7)
+# Python's shared memory and semaphores, and torch's, directly in that folder; a deleted one has more on its line.
+_MAPPED = re.compile(r" /dev/shm/((?:psm_|sem\.|torch_)[^/\s]+)$", re.MULTILINE)
 _TRACKER = b"multiprocessing.resource_tracker"
 _TRACKER_SECONDS = 2.0
 
@@ -118,17 +121,16 @@ def _living() -> dict[int, tuple[int, int]]:
 
 
 def _left_by(pid: int) -> set[Path]:
-    """Files in /dev/shm that would outlive ``pid``, were it killed: what it has mapped, and OpenMP's mark."""
+    """What ``pid`` would leave in /dev/shm, were it killed: what it has mapped there, and OpenMP's mark.
+
+    Only what libraries make there for the life of a process: models, too, may lie in /dev/shm.
+    """
     mark = _SHARED_MEMORY / f"__KMP_REGISTERED_LIB_{pid}_{os.getuid()}"
     try:
         maps = Path(f"/proc/{pid}/maps").read_text()
     except OSError:
         return {mark}
-    return {mark} | {
-        Path(line[line.index(f"{_SHARED_MEMORY}/") :])
-        for line in maps.splitlines()
-        if f"{_SHARED_MEMORY}/" in line and not line.endswith(" (deleted)")
-    }
+    return {mark} | {_SHARED_MEMORY / name for name in _MAPPED.findall(maps)}
 
 
 def _command(pid: int) -> bytes:

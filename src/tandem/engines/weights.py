@@ -189,7 +189,14 @@ def _absent_shards(path: Path) -> list[str]:
     """
     named: set[str] = set()
     for index in path.glob("*.safetensors.index.json"):
-        named |= set(json.loads(index.read_text()).get("weight_map", {}).values())
+        try:
+            named |= set(json.loads(index.read_text())["weight_map"].values())
+        except (ValueError, KeyError, AttributeError) as exc:
+            raise SetupError(f"{index} cannot be read: {exc}", "Download the model again") from exc
+    for shard in path.glob("*-of-*.safetensors"):  # an index may come last
+        if numbered := re.fullmatch(r"(.*-)(\d+)(-of-)(\d+)(\.safetensors)", shard.name):
+            stem, width, total = numbered[1], len(numbered[2]), numbered[4]
+            named |= {f"{stem}{n:0{width}}-of-{total}.safetensors" for n in range(1, int(total) + 1)}
     return sorted(name for name in named if not (path / name).exists())
 
 
