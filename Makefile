@@ -10,7 +10,7 @@ ifneq ($(PIP_INDEX),)
 export UV_DEFAULT_INDEX ?= $(PIP_INDEX)
 endif
 
-.PHONY: up test check bench pins dist clean
+.PHONY: up test check bench demo-model pins dist clean
 
 up: .venv/.server ## install what is missing, start both models, serve until Ctrl-C
 	$(BIN)/tandem install
@@ -26,8 +26,14 @@ check: .venv/.dev ## lint, format, imports, types
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
-bench: .venv/.server ## how long the command and the import take
+bench: .venv/.server ## how long the command, the import and the demo's start take; some ten minutes
+	$(BIN)/tandem install
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/bring_up.py
+
+demo-model: .venv/.server ## train the demo's language model anew: about an hour on two cores; goes on where it was cut off
+	$(BIN)/tandem install
+	"$$($(BIN)/python -c 'from tandem.engines import install; print(install.find(None).python)')" training/train.py
 
 .venv/bin/uv: requirements/server.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Tandem needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 …")'

@@ -136,7 +136,6 @@ def test_or_demo_says_what_it_chose_and_why(tmp_path: Path, monkeypatch: pytest.
     """Configured models, else the defaults where they are cached, else the demo's."""
     chosen: list[Any] = []
     monkeypatch.setattr("tandem.service.prepare", lambda loaded, *_: chosen.append(loaded) or 1 / 0)
-    monkeypatch.setattr("tandem.demo._generation", lambda _: Path(model(tmp_path / "tiny")))
 
     def said() -> str:
         with pytest.raises(ZeroDivisionError):

@@ -1,0 +1,112 @@
+"""How long both demo models take until they serve: by hand, one engine after the other, and with `tandem up --demo`.
+
+By hand means vLLM's own server with its defaults, the next when the one before is healthy. Taken in turn, each after a
+first start that only warms the file cache. Usage: ``python benchmarks/bring_up.py [ROUNDS]``.
+"""
+
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from tandem import demo
+from tandem.engines import install
+from tandem.engines.process import free_port
+
+TANDEM = Path(sys.executable).with_name("tandem")
+PATIENCE = 600.0
+
+
+def main() -> None:
+    """Time both ways in turn and print the table."""
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    vllm = install.find(None)
+    seconds: dict[str, list[float]] = {"by hand": [], "tandem up --demo": []}
+    by_hand(vllm)
+    for _ in range(rounds):
+        seconds["by hand"].append(by_hand(vllm))
+        seconds["tandem up --demo"].append(with_tandem())
+    print(f"{vllm} on {os.cpu_count()} cores, {platform.machine()}; median of {rounds} (min to max)")
+    for name, taken in seconds.items():
+        print(f"{name:18} {statistics.median(taken):6.1f} s  ({min(taken):.1f} to {max(taken):.1f})")
+    ratios = [ours / theirs for theirs, ours in zip(*seconds.values(), strict=True)]
+    print(f"{'ratio':18} {statistics.median(ratios):6.2f}    ({min(ratios):.2f} to {max(ratios):.2f})")
+
+
+def by_hand(vllm: install.Vllm) -> float:
+    """Seconds until the second of two engines is healthy."""
+    command = [str(vllm.python), "-m", "vllm.entrypoints.openai.api_server"]
+    if vllm.build == "cuda":
+        command = [str(vllm.python.with_name("vllm")), "serve"]
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    models = [
+        ["--model", str(vllm.demo), "--runner", "pooling", "--convert", "embed"],
+        ["--model", str(demo.GENERATION)],
+    ]
+    running: list[subprocess.Popen[bytes]] = []
+    began = time.monotonic()
+    try:
+        for flags in models:
+            port = free_port()
+            running.append(_start([*command, *flags, "--host", "127.0.0.1", "--port", str(port)], environment))
+            _until_healthy(f"http://127.0.0.1:{port}/health", running[-1])
+        return time.monotonic() - began
+    finally:
+        _end(running)
+
+
+def with_tandem() -> float:
+    """Seconds until the service says that both are healthy."""
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="tandem-") as folder:
+        began = time.monotonic()
+        running = _start([str(TANDEM), "up", "--demo", "--port", str(port), "--run-dir", folder], dict(os.environ))
+        try:
+            _until_healthy(f"http://127.0.0.1:{port}/health", running)
+            return time.monotonic() - began
+        finally:
+            _end([running])
+
+
+def _start(command: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+
+
+def _until_healthy(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        with (
+            suppress(urllib.error.URLError, ConnectionError, TimeoutError),
+            urllib.request.urlopen(url, timeout=10) as answer,  # noqa: S310 - a loopback address
+        ):
+            if answer.status == 200:
+                return
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise SystemExit(f"{url} did not become healthy")
+        time.sleep(0.1)
+
+
+def _end(running: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in running:
+        process.send_signal(signal.SIGINT)
+    for process in running:
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+if __name__ == "__main__":
+    main()
