@@ -96,7 +96,7 @@ def test_nearest_neighbours_are_right(client: openai.OpenAI) -> None:
 
 def test_completions(client: openai.OpenAI) -> None:
     """Plain, several at once, with a seed that repeats, with log-probabilities."""
-    asked = {"model": "tandem-demo", "prompt": "Hello", "max_tokens": 8, "seed": 7}
+    asked = {"model": "tandem-demo", "prompt": "Hello", "max_tokens": 8, "seed": 7, "extra_body": {"min_tokens": 8}}
     first, second = client.completions.create(**asked), client.completions.create(**asked)
     assert first.choices[0].text == second.choices[0].text != ""
     assert first.usage is not None
@@ -118,7 +118,7 @@ def test_stop_ends_a_completion(client: openai.OpenAI) -> None:
 
 def test_streamed_completions_are_the_same_in_pieces(client: openai.OpenAI) -> None:
     """The pieces make the whole; usage comes last, when asked for."""
-    asked = {"model": "tandem-demo", "prompt": "Hello", "max_tokens": 8, "seed": 7}
+    asked = {"model": "tandem-demo", "prompt": "Hello", "max_tokens": 8, "seed": 7, "extra_body": {"min_tokens": 8}}
     whole = client.completions.create(**asked).choices[0].text
     chunks: list[Completion] = list(
         client.completions.create(**asked, stream=True, stream_options={"include_usage": True})
@@ -225,10 +225,11 @@ def test_a_stream_that_is_left_stops_the_engine(demo: Service, http: httpx2.Clie
         name = 'vllm:num_requests_running{engine="generation"'
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
 
-    body = {"model": "generation", "prompt": "a", "max_tokens": 1900, "ignore_eos": True, "stream": True}
+    # Many at once: by itself, this would take far longer than the test waits.
+    body = {"model": "generation", "prompt": "a", "n": 64, "max_tokens": 1000, "ignore_eos": True, "stream": True}
     with httpx2.stream("POST", f"{demo.address}/v1/completions", json=body, trust_env=False) as answer:
         next(answer.iter_lines())
-        demo.until(lambda: at_work() == 1, "the request at work", 10)
+        demo.until(lambda: at_work() == 64, "the request at work", 10)
     demo.until(lambda: at_work() == 0, "the end of its work", 5)
 
 
