@@ -229,7 +229,7 @@ def test_a_stream_that_is_left_stops_the_engine(demo: Service, http: httpx2.Clie
     body = {"model": "generation", "prompt": "a", "n": 64, "max_tokens": 1000, "ignore_eos": True, "stream": True}
     with httpx2.stream("POST", f"{demo.address}/v1/completions", json=body, trust_env=False) as answer:
         next(answer.iter_lines())
-        demo.until(lambda: at_work() == 64, "the request at work", 10)
+        demo.until(lambda: at_work() > 0, "the request at work", 10)
     demo.until(lambda: at_work() == 0, "the end of its work", 5)
 
 
