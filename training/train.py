@@ -92,7 +92,7 @@ class Phase:
     dialogues: int
 
 
-READING = Phase(steps=2200, rows=32, length=256, dialogues=0)  # short rows: half as much work a token as long ones
+READING = Phase(steps=2200, rows=32, length=256, dialogues=0)  # short rows: less attention a token
 TALKING = Phase(steps=600, rows=8, length=CONTEXT, dialogues=4)
 STEPS = READING.steps + TALKING.steps
 
@@ -241,7 +241,7 @@ def train(model: Qwen3ForCausalLM, rows: Rows, held_out: list[list[int]], checkp
     matrices = [each for name, each in model.named_parameters() if each.ndim == 2 and "layers" in name]
     vectors = [each for name, each in model.named_parameters() if not (each.ndim == 2 and "layers" in name)]
     optimizers = (
-        # Muon needs a fraction of the steps that AdamW alone does (https://kellerjordan.github.io/posts/muon/).
+        # Muon needs fewer steps than AdamW alone (https://kellerjordan.github.io/posts/muon/).
         torch.optim.Muon(matrices, lr=MATRICES, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(vectors, lr=VECTORS, betas=(0.9, 0.95), weight_decay=0.0),
     )
