@@ -1,69 +1,135 @@
 """The router's own series, and the engines' with their names on them, for Prometheus."""
 
 from collections.abc import Iterable, Mapping
+from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import Metric
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 
 from tandem.fleet import Snapshot, State
+from tandem.telemetry.events import Load, RequestEnded
 
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_BETWEEN = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
+_OVERHEAD = (0.0001, 0.00025, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 10)
+_BATCH = tuple(2**power for power in range(12))  # 2048 is the most inputs that OpenAI's API takes in a request
+_BREAKER = ("closed", "half_open", "open")
+
+_Kind = TypeVar("_Kind", bound=MetricWrapperBase)
 
 
 class Metrics:
-    """One router's series, in a registry of its own. Label values are bounded: routes and models that exist."""
+    """A sink that counts: one router's series, in a registry of its own.
+
+    Label values are bounded: an event names only routes, models and engines that exist.
+    """
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._requests = Counter(
-            "tandem_requests",
-            "Requests answered, by route, model and status.",
-            ("route", "model", "status"),
-            registry=self._registry,
+        self._requests = self._counter("requests", "Requests answered.", "route", "model", "status")
+        self._duration = self._histogram(
+            "request_duration_seconds", "From a request's arrival to the end of its answer.", _SECONDS, "route", "model"
         )
-        self._duration = Histogram(
-            "tandem_request_duration_seconds",
-            "Seconds from a request's arrival to the end of its answer.",
-            ("route", "model"),
-            buckets=_SECONDS,
-            registry=self._registry,
+        self._first_event = self._histogram(
+            "time_to_first_token_seconds", "From a request's arrival to its stream's first event.", _SECONDS, "model"
+        )
+        self._between_events = self._histogram(
+            "inter_token_latency_seconds",
+            "From one event of a stream to the next: each stream's mean.",
+            _BETWEEN,
+            "model",
+        )
+        self._queue = self._histogram("queue_seconds", "What a request waited for an engine.", _SECONDS, "model")
+        self._overhead = self._histogram(
+            "router_overhead_seconds",
+            "Of the time to the answer, or to its first event, what neither queue nor engine took.",
+            _OVERHEAD,
+            "route",
+        )
+        self._retries = self._counter("retries", "How often an engine was asked again.", "engine")
+        self._tokens = self._counter("tokens", "Tokens, as the engines counted them.", "model", "type")
+        self._batch_size = self._histogram("embedding_batch_size", "Texts in an embedding request.", _BATCH, "model")
+        self._embedding = self._histogram(
+            "embedding_latency_seconds", "From an embedding request's arrival to its answer's end.", _SECONDS, "model"
         )
         self._in_flight = Gauge("tandem_requests_in_flight", "Requests being answered now.", registry=self._registry)
-        self._state = Gauge(
-            "tandem_engine_state",
-            "1 for the state that an engine is in, 0 for the others.",
-            ("engine", "state"),
-            registry=self._registry,
-        )
-        self._restarts = Gauge(
-            "tandem_engine_restarts",
-            "How often an engine was restarted.",
-            ("engine",),
-            registry=self._registry,
-        )
+        self._state = self._gauge("engine_state", "1 for the state an engine is in, 0 for the others.", "state")
+        self._restarts = self._gauge("engine_restarts", "How often an engine was restarted.")
+        self._engine_in_flight = self._gauge("engine_in_flight", "Requests that an engine has now.")
+        self._engine_queued = self._gauge("engine_queued", "Requests that wait for an engine now.")
+        self._breaker = self._gauge("engine_breaker", "1 for the state its breaker is in, 0 for the others.", "state")
 
-    def began(self) -> None:
-        """A request came."""
+    def request_began(self) -> None:
+        """One more is in flight."""
         self._in_flight.inc()
 
-    def ended(self, *, route: str, model: str, status: int, seconds: float) -> None:
-        """A request was answered; 499 stands for a caller that went away."""
+    def request_ended(self, event: RequestEnded) -> None:
+        """Count it."""
+        route, model = event.route, event.model
         self._in_flight.dec()
-        self._requests.labels(route, model, str(status)).inc()
-        self._duration.labels(route, model).observe(seconds)
+        self._requests[route, model, event.status].inc()
+        self._duration[route, model].observe(event.seconds)
+        if event.engine:
+            answered = event.seconds if event.first_event is None else event.first_event
+            self._queue[model,].observe(event.queued)
+            self._overhead[route,].observe(max(0.0, answered - event.queued - event.engine_seconds))
+        if event.first_event is not None:
+            self._first_event[model,].observe(event.first_event)
+        if event.between_events is not None:
+            self._between_events[model,].observe(event.between_events)
+        if event.retries:
+            self._retries[event.engine,].inc(event.retries)
+        if event.prompt_tokens:
+            self._tokens[model, "prompt"].inc(event.prompt_tokens)
+        if event.completion_tokens:
+            self._tokens[model, "completion"].inc(event.completion_tokens)
+        if event.inputs and event.outcome == "ok":
+            self._batch_size[model,].observe(event.inputs)
+            self._embedding[model,].observe(event.seconds)
 
-    def render(self, snapshot: Snapshot, scraped: Mapping[str, str]) -> bytes:
+    def render(self, snapshot: Snapshot, loads: Iterable[Load], scraped: Mapping[str, str]) -> bytes:
         """Everything in Prometheus' text format.
 
         Args:
             scraped: by engine's name, what its own ``/metrics`` said.
         """
+        for gauge in (self._state, self._restarts, self._engine_in_flight, self._engine_queued, self._breaker):
+            gauge.clear()
         for engine in snapshot.engines:
             self._restarts.labels(engine.name).set(engine.restarts)
             for state in State:
                 self._state.labels(engine.name, state.value).set(engine.state is state)
+        known = {engine.name for engine in snapshot.engines}
+        for load in loads:
+            if load.engine in known:
+                self._engine_in_flight.labels(load.engine).set(load.in_flight)
+                self._engine_queued.labels(load.engine).set(load.queued)
+                for breaker in _BREAKER:
+                    self._breaker.labels(load.engine, breaker).set(load.breaker == breaker)
         return generate_latest(self._registry) + generate_latest(_Scraped(scraped))
+
+    def _counter(self, name: str, what: str, *labels: str) -> "_Children[Counter]":
+        return _Children(Counter(f"tandem_{name}", what, labels, registry=self._registry))
+
+    def _histogram(self, name: str, what: str, buckets: Iterable[float], *labels: str) -> "_Children[Histogram]":
+        return _Children(Histogram(f"tandem_{name}", what, labels, buckets=tuple(buckets), registry=self._registry))
+
+    def _gauge(self, name: str, what: str, *labels: str) -> Gauge:
+        return Gauge(f"tandem_{name}", what, ("engine", *labels), registry=self._registry)
+
+
+class _Children(dict[tuple[str | int, ...], _Kind], Generic[_Kind]):
+    """A metric's children by their label values: `labels()` costs more than all that is done with a child."""
+
+    def __init__(self, metric: _Kind) -> None:
+        super().__init__()
+        self._metric = metric
+
+    def __missing__(self, values: tuple[str | int, ...]) -> _Kind:
+        child = self[values] = self._metric.labels(*values)
+        return child
 
 
 class _Scraped(CollectorRegistry):
