@@ -11,10 +11,18 @@ from tandem import control
 from tandem.errors import SetupError
 from tandem.fleet import Engine, Fleet, Snapshot
 from tandem.rundir import RunDir
-from tandem.settings import RouterSettings
+from tandem.settings import ApiSettings, RouterSettings
 
 ROUTER = RouterSettings(port=1234)
-HELLO = control.Hello(7, "http://127.0.0.1:1234", "info", msgspec.Raw(ROUTER.model_dump_json().encode()))
+API = ApiSettings(strict=False)
+HELLO = control.Hello(
+    7,
+    "http://127.0.0.1:1234",
+    "info",
+    "json",
+    msgspec.Raw(ROUTER.model_dump_json().encode()),
+    msgspec.Raw(API.model_dump_json().encode()),
+)
 ENGINE = Engine(name="a", kind="embedding", model="m")
 
 

@@ -1,6 +1,7 @@
 """The supervisor's process with fake engines and a real router: whatever happens, it ends, and nothing is left."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -13,11 +14,11 @@ import pytest
 
 from tandem import control, service
 from tandem.engines import engine as engine_module
-from tandem.errors import EngineError, SetupError
+from tandem.errors import EngineError, SettingsError, SetupError
 from tandem.fleet import Fleet, State
 from tandem.rundir import RunDir
 from tandem.service import Plan
-from tandem.settings import RouterSettings
+from tandem.settings import ApiSettings, RouterSettings
 
 from .engines.fakes import fake_spec, gone
 
@@ -39,7 +40,15 @@ def folder(short_path: Path) -> Iterator[Path]:
 def plan(folder: Path, port: int, *flags: str) -> Plan:
     run_dir = RunDir(folder)
     router = RouterSettings(port=port, drain_timeout=2)
-    return Plan((fake_spec(folder.parent, "embedding", *flags),), router, run_dir, "info", Path("/no/python"))
+    return Plan(
+        (fake_spec(folder.parent, "embedding", *flags),),
+        router,
+        ApiSettings(),
+        run_dir,
+        "info",
+        "console",
+        Path("/no/python"),
+    )
 
 
 async def nothing() -> None:
@@ -159,3 +168,50 @@ async def test_what_does_not_fit_the_machine_is_said_first(tmp_path: Path) -> No
     machine = Hardware((), 2, 2**34, frozenset())
     with pytest.raises(SetupError, match="needs an NVIDIA GPU, and none is to be seen"):
         service.prepare(loaded, machine, Vllm(Path("/p"), (0, 32), "cuda"), {}, Cache.find(tmp_path, {}))
+
+
+def prepared(tmp_path: Path, toml: str) -> Plan:
+    """What would be started for ``toml`` and one small model, on a machine without a card."""
+    from tandem.engines.hardware import Hardware
+    from tandem.engines.install import Vllm
+    from tandem.engines.weights import Cache, Model
+    from tandem.settings import load
+
+    config = {"model_type": "bert", "architectures": ["BertModel"], "max_position_embeddings": 512}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "tandem.toml").write_text(toml)
+    loaded = load(gpu=False, environ={}, folder=tmp_path)
+    machine = Hardware((), 4, 2**35, frozenset())
+    models = {name: Model(tmp_path, "org/m", config) for name in loaded.settings.engines}
+    return service.prepare(loaded, machine, Vllm(Path("/p"), (0, 32), "cpu"), models, Cache.find(tmp_path, {}))
+
+
+ENGINE = "[engines.embedding]\nmodel = 'org/m'\n"
+
+
+def test_replicas_are_engines_of_their_own(tmp_path: Path) -> None:
+    """With ports of their own, for the same model, the first under the name that was given."""
+    made = prepared(tmp_path, ENGINE + "replicas = 3\n").specs
+    assert [(spec.engine.name, spec.engine.replica_of) for spec in made] == [
+        ("embedding", ""),
+        ("embedding-2", "embedding"),
+        ("embedding-3", "embedding"),
+    ]
+    assert {spec.engine.model for spec in made} == {"org/m"}
+    assert len({spec.engine.url for spec in made}) == 3
+
+
+def test_a_replica_s_name_must_be_free(tmp_path: Path) -> None:
+    other = "[engines.embedding-2]\nkind = 'embedding'\nmodel = 'org/m'\n"
+    with pytest.raises(SettingsError, match=r"engines\.embedding-2 has the name of a replica of engines\.embedding"):
+        prepared(tmp_path, ENGINE + "replicas = 2\n" + other)
+
+
+def test_an_address_that_others_reach_is_refused_without_keys(tmp_path: Path) -> None:
+    """Before anything is started; a key, or the word that none shall be needed, opens it."""
+    with pytest.raises(SettingsError, match=r"0\.0\.0\.0 can be reached from other machines"):
+        prepared(tmp_path, ENGINE + "[router]\nhost = '0.0.0.0'\n")
+    plan = prepared(tmp_path, ENGINE + "[router]\nhost = '0.0.0.0'\napi_key = 'k'\n")
+    assert plan.address == "http://127.0.0.1:8200"
+    assert "'k'" not in repr(plan)
+    assert prepared(tmp_path, ENGINE + "[router]\nhost = '0.0.0.0'\ninsecure = true\n").router.insecure

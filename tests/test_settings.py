@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tandem.errors import SettingsError
-from tandem.settings import VARIABLES, Memory, engine_environment, load
+from tandem.settings import VARIABLES, ApiSettings, Memory, RouterSettings, engine_environment, load
 
 ROOT = Path(__file__).parents[1]
 
@@ -127,6 +127,8 @@ def test_the_example_files_are_valid_and_complete(tmp_path: Path) -> None:
     (tmp_path / "tandem.toml").write_text(text)
     loaded = load(gpu=True, environ={}, folder=tmp_path)
     assert set(loaded.settings.engines) == {"embedding", "generation", "code"}
+    for table in (RouterSettings, ApiSettings):
+        assert all(f"{name} = " in text for name in table.model_fields), table
     uncommented = (ROOT / ".env.example").read_text().replace("# TANDEM_", "TANDEM_")
     (tmp_path / "tandem.toml").unlink()
     (tmp_path / ".env").write_text(uncommented)

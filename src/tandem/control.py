@@ -15,7 +15,7 @@ import msgspec
 from tandem.errors import SetupError
 from tandem.fleet import Fleet, Snapshot
 from tandem.rundir import RunDir
-from tandem.settings import RouterSettings
+from tandem.settings import ApiSettings, RouterSettings
 
 Verb = Literal["status", "watch", "stop"]
 
@@ -31,16 +31,23 @@ class Hello(msgspec.Struct, frozen=True):
         pid: the service's process.
         address: where callers reach the service, such as ``http://127.0.0.1:8200``.
         log_level: how much the router logs.
+        log_format: in which form.
         router: the router's settings, as :class:`~tandem.settings.RouterSettings` writes them.
+        api: the API's, likewise.
     """
 
     pid: int
     address: str
     log_level: str
+    log_format: str
     router: msgspec.Raw
+    api: msgspec.Raw
 
     def router_settings(self) -> RouterSettings:
         return RouterSettings.model_validate_json(bytes(self.router))
+
+    def api_settings(self) -> ApiSettings:
+        return ApiSettings.model_validate_json(bytes(self.api))
 
 
 _decode_question = msgspec.json.Decoder(_Question).decode

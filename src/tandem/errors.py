@@ -7,6 +7,7 @@
     │   ├── SettingsError     a setting is wrong: names its source and path
     │   └── EngineError       an engine ended or refused to start
     └── ApiError              a request is refused or failed: an HTTP status and OpenAI's error object
+        └── EngineFault       … and the engine is at fault, not the caller
 """
 
 from collections.abc import Mapping
@@ -85,3 +86,30 @@ class ApiError(TandemError):
     def body(self) -> dict[str, dict[str, str | None]]:
         """OpenAI's error object, always with these four keys."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class EngineFault(ApiError):
+    """A request that an engine's fault has hit.
+
+    Args:
+        again: whether asking again may help, if the caller has seen nothing yet.
+        gone: whether the engine seems to be gone, so that it should be given a moment.
+        pause: seconds for which the engine asks to be left alone; None if it does not say.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        again: bool = False,
+        gone: bool = False,
+        pause: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        kind = "service_unavailable_error" if status == 503 else "server_error"
+        super().__init__(status, message, type=kind, code=code, headers=headers)
+        self.again = again
+        self.gone = gone
+        self.pause = pause

@@ -32,6 +32,9 @@ class State(StrEnum):
     STOPPED = "stopped"
 
 
+_AWAY = frozenset({State.PLANNED, State.WAITING, State.STARTING, State.RESTARTING, State.FAILED, State.STOPPED})
+
+
 class Engine(msgspec.Struct, frozen=True, kw_only=True):
     """One engine, as it is now.
 
@@ -46,6 +49,10 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
         created: when the model was first served, in whole seconds since the epoch (``created`` in ``/v1/models``).
         pid: the API server's process, where it runs on this machine.
         restarts: how often it had to be started again.
+        replica_of: the engine it does the same as, by name; empty for the first of them.
+        context: tokens that its model takes at most, prompt and answer together; 0 while that is not known.
+        expected: while it starts, when it will be ready by the time its last start took, in seconds since the epoch;
+            0 when nobody knows.
     """
 
     name: str
@@ -61,6 +68,9 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     created: int = 0
     pid: int | None = None
     restarts: int = 0
+    replica_of: str = ""
+    context: int = 0
+    expected: float = 0.0
 
     @property
     def ready(self) -> bool:
@@ -69,7 +79,12 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def names(self) -> tuple[str, ...]:
         """Every name a caller may ask for this engine's model by; the first is the one it is listed under."""
-        return (self.model, *self.aliases, self.name)
+        return (self.model, *self.aliases, self.replica_of or self.name)
+
+    @property
+    def away(self) -> bool:
+        """Whether its process is gone or about to be started: what it was asked is not going to be answered."""
+        return self.state in _AWAY
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -85,6 +100,11 @@ class Snapshot(msgspec.Struct, frozen=True):
                 if model in name_of(engine):
                     return engine
         return None
+
+    def replicas(self, engine: Engine) -> tuple[Engine, ...]:
+        """All engines that serve what ``engine`` serves, itself among them."""
+        first = engine.replica_of or engine.name
+        return tuple(each for each in self.engines if first in (each.name, each.replica_of))
 
     @property
     def ready(self) -> bool:

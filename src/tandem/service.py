@@ -23,11 +23,12 @@ from tandem.engines.launch import launch
 from tandem.engines.plan import plan
 from tandem.engines.process import free_port
 from tandem.engines.supervisor import Supervisor
-from tandem.errors import SetupError
+from tandem.errors import SettingsError, SetupError
 from tandem.fleet import Engine, Fleet
+from tandem.router import exposure
 from tandem.router.listener import listen
 from tandem.rundir import RunDir, for_port
-from tandem.settings import Loaded, RouterSettings, engine_environment
+from tandem.settings import ApiSettings, EngineSettings, Loaded, RouterSettings, engine_environment
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, kill, the terminal's end
 _ROUTER = ("-m", "tandem.router")
@@ -41,17 +42,16 @@ class Plan:
 
     specs: tuple[Spec, ...]
     router: RouterSettings
+    api: ApiSettings
     run_dir: RunDir
     log_level: str
+    log_format: str
     engine_python: Path
 
     @property
     def address(self) -> str:
         """Where callers on this machine reach the service."""
-        host = self.router.host
-        if host in {"0.0.0.0", "::", ""}:  # noqa: S104 - compared, not bound
-            host = "127.0.0.1"
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.router.port}"
+        return self.router.address
 
 
 def prepare(
@@ -75,11 +75,13 @@ def prepare(
     if vllm.build == "cpu":
         hardware = replace(hardware, cards=())
     run_dir = RunDir(settings.run_dir.absolute()) if settings.run_dir else for_port(settings.router.port)
-    shares = plan(settings.engines, hardware)
+    exposure.check(settings.router)
+    engines, first = _replicas(settings.engines)
+    shares = plan(engines, hardware)
     specs = []
     ports = {settings.router.port}
-    for name, engine in settings.engines.items():
-        model = models[name]
+    for name, engine in engines.items():
+        model = models[first.get(name, name)]
         port = _port(engine.port, name, ports, asked=("engines", name, "port") in loaded.origins)
         ports.add(port)
         served = engine.served_model_name or model.name
@@ -93,6 +95,7 @@ def prepare(
                     url=f"http://127.0.0.1:{port}",
                     reason="it has not started yet",
                     created=int((model.path / "config.json").stat().st_mtime),
+                    replica_of=first.get(name, ""),
                 ),
                 launch=launch(
                     engine,
@@ -112,7 +115,23 @@ def prepare(
                 drain_timeout=settings.router.drain_timeout,
             )
         )
-    return Plan(tuple(specs), settings.router, run_dir, settings.log_level, vllm.python)
+    return Plan(
+        tuple(specs), settings.router, settings.api, run_dir, settings.log_level, settings.log_format, vllm.python
+    )
+
+
+def _replicas(engines: Mapping[str, EngineSettings]) -> tuple[dict[str, EngineSettings], dict[str, str]]:
+    """One engine for each replica, the first under its own name; and of the others, whose replica they are."""
+    expanded: dict[str, EngineSettings] = dict(engines)
+    first: dict[str, str] = {}
+    for name, engine in engines.items():
+        for number in range(2, engine.replicas + 1):
+            other = f"{name}-{number}"
+            if other in expanded:
+                raise SettingsError(f"engines.{other} has the name of a replica of engines.{name}", "Give it another")
+            expanded[other] = engine.model_copy(update={"port": None})
+            first[other] = name
+    return expanded, first
 
 
 async def run(plan: Plan, fleet: Fleet, on_ready: Callable[[], Awaitable[None]]) -> None:
@@ -131,8 +150,14 @@ async def run(plan: Plan, fleet: Fleet, on_ready: Callable[[], Awaitable[None]])
         listen(plan.router.host, plan.router.port) as listener,
     ):
         supervisor = Supervisor(plan.specs, fleet)
-        router = msgspec.Raw(plan.router.model_dump_json().encode())
-        hello = control.Hello(os.getpid(), plan.address, plan.log_level, router)
+        hello = control.Hello(
+            os.getpid(),
+            plan.address,
+            plan.log_level,
+            plan.log_format,
+            msgspec.Raw(plan.router.model_dump_json().encode()),
+            msgspec.Raw(plan.api.model_dump_json().encode()),
+        )
         with _signals(stop.set, supervisor.kill), _reserved(plan.specs):
             async with (
                 control.serve(plan.run_dir, fleet, hello, stop.set),

@@ -5,16 +5,17 @@ One frozen :class:`Settings` is built once, at the edge, by :func:`load`: flags,
 """
 
 import difflib
+import hashlib
 import os
 import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from dotenv import dotenv_values
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tandem.errors import SettingsError
 
@@ -77,6 +78,7 @@ class EngineSettings(_Frozen):
         reasoning_parser: vLLM's parser for reasoning; ``auto`` and ``none`` likewise.
         env: further environment for the engine.
         args: passed to vLLM as they are, last, so they win.
+        replicas: how many engines serve this model; each has memory and threads of its own.
     """
 
     kind: Literal["embedding", "generation"]
@@ -94,24 +96,97 @@ class EngineSettings(_Frozen):
     reasoning_parser: str = "auto"
     env: dict[str, str] = {}
     args: tuple[str, ...] = ()
+    replicas: Annotated[int, Field(ge=1, le=64)] = 1
+
+
+def _hashed(value: object) -> object:
+    """A key as it is kept: its SHA-256, so that no setting holds a secret."""
+    if not isinstance(value, str):
+        return value
+    key = value.strip()
+    if key.startswith("sha256:"):
+        if not re.fullmatch(r"sha256:[0-9a-fA-F]{64}", key):
+            raise ValueError("must have 64 hexadecimal digits after sha256:")
+        return key.lower()
+    return f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
 
 
 class RouterSettings(_Frozen):
     """``[router]``: the address that callers use.
 
     Attributes:
-        timeout: seconds that a whole request may take.
+        timeout: seconds that a whole request may take; a caller may ask for less with ``X-Request-Timeout``.
         connect_timeout: seconds that a connection to an engine may take.
+        first_event_timeout: seconds until the first event of a stream.
+        event_timeout: seconds from one part of an answer to the next.
+        body_timeout: seconds that a caller may take to send a request.
         drain_timeout: seconds that requests in flight get to finish when the service stops.
         max_body_bytes: the largest request body.
+        max_in_flight: requests that one engine is given at once.
+        max_queue: requests that may wait for an engine beyond that.
+        queue_timeout: seconds that a request may wait, there or for an engine that is on its way.
+        api_keys_file: a line for each caller, ``NAME:KEY`` or ``NAME:sha256:HEX``; read again when it changes.
+        api_key: a single key, kept as its hash.
+        insecure: allow an address that others can reach without keys.
+        requests_per_minute: for each key (or, without keys, for all callers together); unbounded by default.
+        tokens_per_minute: likewise, prompt and answer together.
+        log_prompts: log what was asked, too, cut off after 2,000 bytes; never by default.
+        cors_origins: origins whose pages may call; ``*`` for all.
+        tls_cert: file with the certificate chain, PEM.
+        tls_key: file with its private key, PEM.
     """
 
     host: str = "127.0.0.1"
     port: Port = 8200
     timeout: float = Field(default=600.0, gt=0)
     connect_timeout: float = Field(default=5.0, gt=0)
+    first_event_timeout: float = Field(default=300.0, gt=0)
+    event_timeout: float = Field(default=120.0, gt=0)
+    body_timeout: float = Field(default=30.0, gt=0)
     drain_timeout: float = Field(default=20.0, ge=0)
     max_body_bytes: int = Field(default=8 * 2**20, ge=1024)
+    max_in_flight: int = Field(default=256, ge=1)
+    max_queue: int = Field(default=1024, ge=0)
+    queue_timeout: float = Field(default=30.0, ge=0)
+    api_keys_file: Path | None = None
+    api_key: Annotated[str | None, BeforeValidator(_hashed)] = None
+    insecure: bool = False
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
+    tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
+    log_prompts: bool = False
+    cors_origins: tuple[str, ...] = ()
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+
+    @property
+    def keys(self) -> bool:
+        """Whether callers need a key."""
+        return self.api_key is not None or self.api_keys_file is not None
+
+    @property
+    def address(self) -> str:
+        """Where callers on this machine reach it."""
+        host = self.host
+        if host in {"0.0.0.0", "::", ""}:  # noqa: S104 - compared, not bound
+            host = "127.0.0.1"
+        scheme = "https" if self.tls_cert else "http"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key belong together: set both or none")
+        return self
+
+
+class ApiSettings(_Frozen):
+    """``[api]``: the form of requests and answers.
+
+    Attributes:
+        strict: OpenAI's keys and no others; otherwise whatever vLLM takes and tells beyond them passes, too.
+    """
+
+    strict: bool = True
 
 
 class Settings(_Frozen):
@@ -128,11 +203,13 @@ class Settings(_Frozen):
 
     engines: dict[str, EngineSettings]
     router: RouterSettings = RouterSettings()
+    api: ApiSettings = ApiSettings()
     run_dir: Path | None = None
     engine_python: Path | None = None
     hf_home: Path | None = None
     offline: bool | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["console", "json"] = "console"
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -178,11 +255,14 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("TANDEM_PORT", ("router", "port"), "ROUTER_PORT"),
     Variable("TANDEM_TIMEOUT", ("router", "timeout"), "HTTP_TIMEOUT"),
     Variable("TANDEM_DRAIN_TIMEOUT", ("router", "drain_timeout")),
+    Variable("TANDEM_API_KEY", ("router", "api_key")),
+    Variable("TANDEM_API_KEYS_FILE", ("router", "api_keys_file")),
     Variable("TANDEM_RUN_DIR", ("run_dir",)),
     Variable("TANDEM_ENGINE_PYTHON", ("engine_python",)),
     Variable("TANDEM_HF_HOME", ("hf_home",), "HF_HOME"),
     Variable("TANDEM_OFFLINE", ("offline",), "HF_HUB_OFFLINE"),
     Variable("TANDEM_LOG_LEVEL", ("log_level",), "LOG_LEVEL"),
+    Variable("TANDEM_LOG_FORMAT", ("log_format",)),
 )
 # Read outside Settings: where tandem.toml lies.
 CONFIG_VARIABLE = "TANDEM_CONFIG"
@@ -356,12 +436,13 @@ def _complaint(exc: ValidationError, origins: Mapping[tuple[str, ...], str]) -> 
     where = next((origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in origins), ".".join(path))
     if error["type"] == "extra_forbidden":
         field = path[-1]
-        known = EngineSettings if path[0] == "engines" else RouterSettings if path[0] == "router" else Settings
+        tables: dict[str, type[_Frozen]] = {"engines": EngineSettings, "router": RouterSettings, "api": ApiSettings}
+        known = tables.get(path[0], Settings) if len(path) > 1 else Settings
         near = difflib.get_close_matches(field, known.model_fields, n=1)
         mend = f"Did you mean {near[0]}?" if near else f"Known are: {', '.join(known.model_fields)}"
         return SettingsError(f"{where}: no such setting", mend)
     message = error["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(error["input"], dict) else f", not {error['input']!r}"
+    given = "" if isinstance(error["input"], dict) or path[-1:] == ("api_key",) else f", not {error['input']!r}"
     return SettingsError(f"{where}: {message[0].lower()}{message[1:]}{given}")
 
 

@@ -14,17 +14,21 @@ def router(
             help="An engine; once for each. Names that begin with embedding or generation tell its kind.",
         ),
     ],
-    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")] = 8200,
+    host: Annotated[str | None, typer.Option(help="Where to listen [default: 127.0.0.1].")] = None,
+    port: Annotated[int | None, typer.Option(help="The port to listen on [default: 8200].")] = None,
+    insecure: Annotated[
+        bool | None, typer.Option("--insecure", help="Let callers from other machines in without a key.")
+    ] = None,
 ) -> None:
     """Front engines that run elsewhere; starts and supervises nothing."""
     import asyncio
 
+    from tandem import settings
     from tandem.errors import SettingsError
+    from tandem.router import exposure
     from tandem.router.listener import listen
     from tandem.router.server import event_loop, front
     from tandem.router.upstream import Upstream
-    from tandem.settings import RouterSettings
     from tandem.telemetry import logs
 
     addresses: dict[str, str] = {}
@@ -39,11 +43,12 @@ def router(
             Upstream(addresses[name], connect_timeout=1)
         except ValueError as exc:
             raise SettingsError(f"--engine {given}: {exc}", "Write --engine embedding=http://127.0.0.1:8100") from exc
-    settings = RouterSettings(host=host, port=port)
-    logs.configure("info")
+    found = settings.load({"router": {"host": host, "port": port, "insecure": insecure}}, gpu=False).settings
+    exposure.check(found.router)
+    logs.configure(found.log_level, found.log_format)
     with (
-        listen(host, port) as listener,
+        listen(found.router.host, found.router.port) as listener,
         asyncio.Runner(loop_factory=event_loop) as runner,
     ):
-        typer.echo(f"Listening on http://{host}:{port}/v1")
-        runner.run(front(addresses, settings, listener))
+        typer.echo(f"Listening on {found.router.address}/v1")
+        runner.run(front(addresses, found.router, found.api, listener))

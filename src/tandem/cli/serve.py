@@ -39,6 +39,9 @@ def serve(
     served_model_name: Annotated[
         str | None, typer.Option(metavar="NAME", help="The name that callers use [default: the model].")
     ] = None,
+    insecure: Annotated[
+        bool | None, typer.Option("--insecure", help="Let callers from other machines in without a key.")
+    ] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Folder for control socket, pid file and logs.")] = None,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Whether to stay until it is ready, and then attached.")
@@ -68,7 +71,8 @@ def serve(
                 "max_num_batched_tokens": max_num_batched_tokens,
             }
         },
-        "router": start.at_url(base_url or os.environ.get("VLLM_URL") or start.SERVED_URL, host, port),
+        "router": start.at_url(base_url or os.environ.get("VLLM_URL") or start.SERVED_URL, host, port)
+        | {"insecure": insecure},
         "run_dir": run_dir,
         "hf_home": hf_cache,
         "offline": offline,

@@ -153,7 +153,8 @@ async def _attached(plan: service.Plan) -> None:
 
 async def _announce(plan: service.Plan, snapshot: Snapshot) -> None:
     """Say where the service is and how to use it, once its own health route says that it is ready."""
-    async with httpx2.AsyncClient(base_url=plan.address, trust_env=False) as client:
+    # Whose certificate it is does not matter here: only its health is asked for.
+    async with httpx2.AsyncClient(base_url=plan.address, trust_env=False, verify=False) as client:
         deadline = time.monotonic() + _NOTICES
         while not await _healthy(client):
             if time.monotonic() > deadline:  # an engine went down again just now, or the router did: both are mended
@@ -162,8 +163,9 @@ async def _announce(plan: service.Plan, snapshot: Snapshot) -> None:
             await asyncio.sleep(0.05)
     url = f"{plan.address}/v1"
     typer.echo(f"\nReady on {url} ({', '.join(f'{e.name}: {e.model}' for e in snapshot.engines)})\n")
-    typer.echo(_curl(url, snapshot) + "\n")
-    typer.echo(f"export OPENAI_BASE_URL={url} OPENAI_API_KEY=none")
+    key = "$OPENAI_API_KEY" if plan.router.keys else ""
+    typer.echo(_curl(url, snapshot, key) + "\n")
+    typer.echo(f"export OPENAI_BASE_URL={url} OPENAI_API_KEY={'YOUR_KEY' if key else 'none'}")
     if embedding := next((e for e in snapshot.engines if e.kind == "embedding"), None):
         typer.echo(f"export VLLM_URL={url} VLLM_MODEL={embedding.model}")
     typer.echo(f"\nLogs are in {plan.run_dir.logs}.")
@@ -176,11 +178,15 @@ async def _healthy(client: httpx2.AsyncClient) -> bool:
         return False
 
 
-def _curl(url: str, snapshot: Snapshot) -> str:
+def _curl(url: str, snapshot: Snapshot, key: str) -> str:
     engine = snapshot.engines[0]
     path, rest = (
         ("embeddings", '"input": "Hello, world"')
         if engine.kind == "embedding"
         else ("completions", '"prompt": "Hello, world", "max_tokens": 16')
     )
-    return f"curl {url}/{path} -H 'Content-Type: application/json' -d '{{\"model\": \"{engine.name}\", {rest}}}'"
+    authorization = f'-H "Authorization: Bearer {key}" ' if key else ""
+    return (
+        f"curl {url}/{path} {authorization}-H 'Content-Type: application/json' "
+        f'-d \'{{"model": "{engine.name}", {rest}}}\''
+    )

@@ -23,6 +23,9 @@ def up(
     ] = None,
     host: Annotated[str | None, typer.Option(help="Where to listen [default: 127.0.0.1].")] = None,
     port: Annotated[int | None, typer.Option(help="The port to listen on [default: 8200].")] = None,
+    insecure: Annotated[
+        bool | None, typer.Option("--insecure", help="Let callers from other machines in without a key.")
+    ] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Folder for control socket, pid file and logs.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch missing weights without asking.")] = False,
     offline: Annotated[
@@ -35,7 +38,7 @@ def up(
 
     flags = {
         "engines": {"embedding": {"model": embedding}, "generation": {"model": generation}},
-        "router": {"host": host, "port": port},
+        "router": {"host": host, "port": port, "insecure": insecure},
         "run_dir": run_dir,
         "offline": offline,
     }

@@ -61,6 +61,7 @@ class EngineRunner:
         self._remark = ""
         self._process: EngineProcess | None = None
         self._ready_at: float | None = None
+        self._took = 0.0  # seconds of its last start; 0 before the first
         self._stopping = asyncio.Event()
 
     @property
@@ -84,8 +85,10 @@ class EngineRunner:
             if (ready_at is None and not self._engine.restarts) or deaths > _RESTARTS:
                 self._write(State.FAILED)
                 return
-            self._write(State.RESTARTING, restarts=self._engine.restarts + 1)
-            await self._pause(min(2.0 ** (deaths - 1), 30.0))
+            pause = min(2.0 ** (deaths - 1), 30.0)
+            expected = now() + pause + self._took if self._took else 0.0
+            self._write(State.RESTARTING, restarts=self._engine.restarts + 1, expected=expected)
+            await self._pause(pause)
         self._write(State.STOPPED, detail="", reason="the service was stopped", pid=None)
 
     def stop(self) -> None:
@@ -146,8 +149,10 @@ class EngineRunner:
             while await self._health(client) != 200:
                 await asyncio.sleep(_POLL)
             await self._first_request(client)
+            context = await self._context(client)
             self._ready_at = now()
-            self._write(State.READY, detail=self._remark, reason="", pid=process.pid)
+            self._took = self._ready_at - self._engine.started
+            self._write(State.READY, detail=self._remark, reason="", pid=process.pid, context=context, expected=0.0)
             while True:
                 await asyncio.sleep(_WATCH)
                 health = await self._health(client)
@@ -163,6 +168,14 @@ class EngineRunner:
         except httpx2.TimeoutException:
             return None
         except httpx2.TransportError:
+            return 0
+
+    async def _context(self, client: httpx2.AsyncClient) -> int:
+        """How many tokens the model takes, as the engine has it; 0 if it does not tell."""
+        try:
+            (served, *_) = (await client.get("/v1/models")).json()["data"]
+            return int(served["max_model_len"])
+        except (httpx2.TransportError, ValueError, LookupError, TypeError):
             return 0
 
     async def _first_request(self, client: httpx2.AsyncClient) -> None:
