@@ -12,7 +12,7 @@ import pytest
 from tandem.fleet import Engine, Fleet, Snapshot, State
 from tandem.router.app import Router
 from tandem.router.listener import listen
-from tandem.router.server import server
+from tandem.router.server import Server, server
 from tandem.router.upstream import Upstreams
 from tandem.settings import RouterSettings
 
@@ -111,28 +111,47 @@ class ScriptedEngine:
         self.left.clear()
 
 
-def two_engines(url: str) -> Snapshot:
+def two_engines(url: str, *, started: float = 0.0) -> Snapshot:
     """One ready engine of each kind, both at ``url``."""
     return Snapshot(
         tuple(
-            Engine(name=name, kind=name, model=model, aliases=(f"{name}-alias",), url=url, state=State.READY)
+            Engine(
+                name=name,
+                kind=name,
+                model=model,
+                aliases=(f"{name}-alias",),
+                url=url,
+                state=State.READY,
+                started=started,
+            )
             for name, model in (("embedding", "org/emb"), ("generation", "org/gen"))
         )
     )
 
 
 @asynccontextmanager
-async def fronting(fleet: Fleet, **settings: Any) -> AsyncIterator[httpx2.AsyncClient]:
-    """A client of a router that fronts ``fleet``."""
+async def serving(fleet: Fleet, **settings: Any) -> AsyncIterator[tuple[Server, str]]:
+    """A router that fronts ``fleet``, and its address."""
     wanted = RouterSettings(**{"drain_timeout": 1, "max_body_bytes": 100_000, **settings})
     with listen("127.0.0.1", 0) as listener:
-        serving = server(Router(fleet, Upstreams(connect_timeout=1), wanted), wanted)
-        running = asyncio.create_task(serving.serve([listener]))
+        made = server(Router(fleet, Upstreams(connect_timeout=1), wanted), wanted)
+        running = asyncio.create_task(made.serve([listener]))
         host, port = listener.getsockname()
-        async with httpx2.AsyncClient(base_url=f"http://{host}:{port}", trust_env=False) as client:
-            yield client
-        serving.should_exit = True
-        await running
+        try:
+            yield made, f"{'https' if wanted.tls_cert else 'http'}://{host}:{port}"
+        finally:
+            made.should_exit = True
+            await running
+
+
+@asynccontextmanager
+async def fronting(fleet: Fleet, **settings: Any) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of a router that fronts ``fleet``."""
+    async with (
+        serving(fleet, **settings) as (_, address),
+        httpx2.AsyncClient(base_url=address, trust_env=False, timeout=30) as client,
+    ):
+        yield client
 
 
 @pytest.fixture

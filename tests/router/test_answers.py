@@ -8,13 +8,18 @@ import pytest
 from tandem.errors import ApiError
 from tandem.models.responses import ChatCompletion, ChatCompletionChunk, Completion, EmbeddingResponse
 from tandem.router import answers
+from tandem.router.translate import Asked
 
-USAGE = {"prompt_tokens": 3, "total_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": None}
+LOGPROBS = {"text_offset": [0], "token_logprobs": [-0.5], "tokens": ["x"], "top_logprobs": None}
+FORM = answers.Form()
+USAGE = {"prompt_tokens": 3, "total_tokens": 5, "completion_tokens": 2}
+SAID_USAGE = {**USAGE, "prompt_tokens_details": None, "completion_tokens_details": {"reasoning_tokens": 1}}
 EXTRA = {"kv_transfer_params": None, "metrics": {}, "service_tier": None}
 
 
 def through(kind: Any, body: object) -> Any:
-    return json.loads(answers.answer(kind, json.dumps(body).encode(), "asked-for"))
+    inputs = len(body["data"]) if isinstance(body, dict) and "data" in body else 1
+    return json.loads(FORM.whole(kind, json.dumps(body).encode(), Asked("asked-for", inputs=inputs))[0])
 
 
 def test_embeddings() -> None:
@@ -42,15 +47,15 @@ def test_embeddings() -> None:
 
 
 def test_completions() -> None:
-    choice = {"index": 0, "text": "x", "finish_reason": "stop", "stop_reason": 7, "logprobs": {"tokens": ["x"]}}
+    choice = {"index": 0, "text": "x", "finish_reason": "stop", "stop_reason": 7, "logprobs": LOGPROBS}
     said = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": "m", "choices": [choice], **EXTRA}
-    assert through(Completion, {**said, "usage": USAGE}) == {
+    assert through(Completion, {**said, "usage": SAID_USAGE}) == {
         "id": "cmpl-1",
         "object": "text_completion",
         "created": 1,
         "model": "asked-for",
-        "choices": [{"index": 0, "text": "x", "finish_reason": "stop", "logprobs": {"tokens": ["x"]}}],
-        "usage": USAGE,
+        "choices": [{"index": 0, "text": "x", "finish_reason": "stop", "logprobs": LOGPROBS}],
+        "usage": {**USAGE, "completion_tokens_details": {"reasoning_tokens": 1}},
     }
 
 
@@ -86,7 +91,7 @@ def test_chat(extra: dict[str, object], kept: dict[str, object]) -> None:
 def test_chunks() -> None:
     """`usage` only where the engine was asked for it, null or not."""
     said = {"id": "1", "created": 1, "model": "m", "choices": [{"index": 0, "delta": {"content": "x"}}], "metrics": {}}
-    event = answers.chunk(ChatCompletionChunk, json.dumps(said).encode(), "asked-for")
+    event, _ = FORM.chunk(ChatCompletionChunk, json.dumps(said).encode(), Asked("asked-for"))
     assert event.startswith(b"data: ")
     assert event.endswith(b"\n\n")
     assert json.loads(event[6:]) == {
@@ -96,38 +101,46 @@ def test_chunks() -> None:
         "model": "asked-for",
         "choices": [{"index": 0, "delta": {"content": "x"}, "logprobs": None, "finish_reason": None}],
     }
-    with_usage = answers.chunk(Completion, json.dumps({**said, "choices": [], "usage": None}).encode(), "m")
+    text = {**said, "choices": [{"index": 0, "text": "x"}], "usage": None}
+    with_usage, _ = FORM.chunk(Completion, json.dumps(text).encode(), Asked("m", usage=True))
     assert json.loads(with_usage[6:])["usage"] is None
+    counted = json.dumps({**said, "choices": [], "usage": USAGE}).encode()
+    hidden, usage = FORM.chunk(Completion, counted, Asked("m"))
+    assert hidden == b""
+    assert usage is not None
+    assert usage.total_tokens == 5
+    shown, _ = FORM.chunk(Completion, counted, Asked("m", usage=True))
+    assert json.loads(shown[6:])["usage"] == USAGE
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"{}", b'{"data": 3}'])
 def test_nonsense_is_a_502(body: bytes) -> None:
     with pytest.raises(ApiError) as caught:
-        answers.answer(EmbeddingResponse, body, "m")
+        FORM.whole(EmbeddingResponse, body, Asked("m"))
     assert (caught.value.status, caught.value.type) == (502, "server_error")
 
 
 @pytest.mark.parametrize(
     ("status", "said", "answered"),
     [
-        (400, {"message": "bad temperature", "param": "temperature", "code": 400}, (400, "bad temperature", "temperature", None)),
-        (400, {"message": "Too long. (parameter=input_text, value=12)", "param": "input_text"}, (400, "Too long.", None, None)),
-        (400, {"message": "This model's maximum context length is 256 tokens."}, (400, "This model's maximum context length is 256 tokens.", None, "context_length_exceeded")),
-        (404, {"message": "LoRA /srv/models/x/y.bin is gone"}, (404, "LoRA [path] is gone", None, None)),
-        (None, {"message": "Token id 9 is out of vocabulary", "code": 400}, (400, "Token id 9 is out of vocabulary", None, None)),
-        (500, {"message": "EngineCore encountered an issue at /srv/x/y"}, (502, "The engine had an error while processing your request. Please try again.", None, None)),
-        (None, {"message": "dead", "code": 500}, (502, "The engine had an error while processing your request. Please try again.", None, None)),
+        (400, {"message": "n must be 1 when using greedy sampling, got 2.", "code": 400}, (400, "Invalid value for 'n': it must be 1 when the model samples greedily.", "n", None)),
+        (404, {"message": "LoRA /srv/models/x/y.bin is gone"}, (502, "The engine gave an answer that could not be understood.", None, "bad_gateway")),
+        (None, {"message": "Token id 9 is out of vocabulary", "code": 400}, (400, "Invalid 'prompt': the token id 9 is not in the model's vocabulary.", "prompt", "invalid_value")),
+        (500, {"message": "EngineCore encountered an issue at /srv/x/y"}, (502, "The engine broke off its answer.", None, "upstream_broke_off")),
+        (None, {"message": "dead", "code": 500}, (502, "The engine had an error while processing your request. Please try again.", None, "engine_error")),
+        (503, {"message": "The engine is currently busy"}, (503, "The engine that serves this model is currently overloaded. Please try again later.", None, "overloaded")),
     ],
 )  # fmt: skip
 def test_engine_errors(status: int | None, said: dict[str, object], answered: tuple[object, ...]) -> None:
     """What is the caller's fault is told without the engine's internals; what is the engine's is a 502."""
-    refusal = answers.error(json.dumps({"error": said}).encode(), status)
+    refusal = answers.error(json.dumps({"error": said}).encode(), Asked("m"), status)
     assert (refusal.status, refusal.message, refusal.param, refusal.code) == answered
 
 
 def test_an_error_without_a_body() -> None:
-    assert answers.error(b"nope", 422).status == 422
-    assert answers.error(b"nope", 500).status == 502
+    assert answers.error(b"nope", Asked("m"), 422).status == 400
+    assert answers.error(b"nope", Asked("m"), 429).status == 503
+    assert answers.error(b"nope", Asked("m"), 500).status == 502
 
 
 def test_every_error_has_the_four_keys() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -54,8 +55,9 @@ async def client(fleet: Fleet) -> AsyncIterator[httpx2.AsyncClient]:
 
 @pytest.fixture(autouse=True)
 def _as_new(engine: ScriptedEngine, fleet: Fleet) -> None:
+    """The engines are started again, so that what the router holds against them counts no more."""
     engine.forget()
-    fleet.replace(two_engines(engine.url))
+    fleet.replace(two_engines(engine.url, started=time.time()))
 
 
 def error(got: httpx2.Response) -> dict[str, Any]:
@@ -107,6 +109,20 @@ async def test_no_header_of_the_caller_s_reaches_an_engine(client: httpx2.AsyncC
     assert got.headers["x-request-id"] != "mine"
 
 
+async def test_logs_show_what_was_asked_only_where_that_is_set(
+    engine: ScriptedEngine, fleet: Fleet, client: httpx2.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine.scripts["/v1/completions"] = answer(COMPLETION)
+    caplog.set_level("INFO", "tandem.requests")
+    asked = {**ASK, "prompt": "a secret of mine"}
+    got = await client.post("/v1/completions", json=asked)
+    assert got.headers["x-request-id"] in caplog.text
+    assert "a secret of mine" not in caplog.text
+    async with fronting(fleet, log_prompts=True) as telling:
+        await telling.post("/v1/completions", json=asked)
+    assert "a secret of mine" in caplog.text
+
+
 async def test_streaming(client: httpx2.AsyncClient, engine: ScriptedEngine) -> None:
     """Each chunk in the specification's keys, one [DONE], last."""
     engine.scripts["/v1/completions"] = stream({**CHUNK, "metrics": 1}, CHUNK, "[DONE]")
@@ -126,7 +142,7 @@ async def test_a_stream_that_the_engine_refuses_is_a_plain_400(
     engine.scripts["/v1/completions"] = stream(REFUSAL, "[DONE]")
     got = await client.post("/v1/completions", json={**ASK, "stream": True})
     assert got.status_code == 400
-    assert error(got)["message"] == "Token id 9 is out of vocabulary"
+    assert error(got)["message"] == "Invalid 'prompt': the token id 9 is not in the model's vocabulary."
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from tandem.errors import ApiError
 from tandem.models.requests import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
-from tandem.router.checks import content_type, parse
+from tandem.router.checks import parse
 
 RECORDED = json.loads((Path(__file__).parent / "recorded" / "clients.json").read_text())
 MODELS: dict[str, type[ChatCompletionRequest | CompletionRequest | EmbeddingRequest]] = {
@@ -25,16 +25,20 @@ REFUSED = {"repeat_penalty", "mirostat", "num_ctx", "think"}
 
 
 def parsed(sent: dict[str, Any]) -> None:
-    content_type(sent["headers"].get("content-type", ""))
+    assert sent["headers"]["content-type"].startswith("application/json")
     parse(MODELS[sent["path"]], json.dumps(sent["body"]).encode())
+
+
+def _refused(body: dict[str, Any]) -> bool:
+    """Whether OpenAI refuses it, too: unknown settings, text after the completion, a choice without tools."""
+    return bool(REFUSED & body.keys()) or "suffix" in body or ("tool_choice" in body and "tools" not in body)
 
 
 @pytest.mark.parametrize("client", sorted({sent["client"] for sent in RECORDED}))
 def test_requests_pass(client: str) -> None:
     mine = [sent for sent in RECORDED if sent["client"] == client and sent["path"] in MODELS]
     for sent in mine:
-        beyond_n = sent["body"].get("best_of", 1) > sent["body"].get("n", 1)  # of best_of: refused, so far
-        if not (beyond_n or REFUSED & sent["body"].keys()):
+        if not _refused(sent["body"]):
             parsed(sent)
     assert mine
 

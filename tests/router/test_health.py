@@ -74,6 +74,6 @@ async def test_probing_follows_an_engine(
     await until(State.STALLED)
     engine.scripts["/health"] = answer({})
     await until(State.READY)
-    assert fleet.now.engines[1].state is State.STALLED
+    assert fleet.now.engines[1].state is State.WAITING
     assert "no connection" in fleet.now.engines[1].reason
     running.cancel()

@@ -37,7 +37,11 @@ class EmbeddingResponse(Struct):
 
 
 class PromptTokensDetails(Struct):
-    cached_tokens: int | None = None
+    cached_tokens: int | None | UnsetType = UNSET
+
+
+class CompletionTokensDetails(Struct):
+    reasoning_tokens: int | None | UnsetType = UNSET
 
 
 class Usage(Struct):
@@ -45,12 +49,22 @@ class Usage(Struct):
     total_tokens: int
     completion_tokens: int = 0
     prompt_tokens_details: PromptTokensDetails | None | UnsetType = UNSET
+    completion_tokens_details: CompletionTokensDetails | None | UnsetType = UNSET
+
+
+class CompletionLogprobs(Struct):
+    """One item a token in each list. With ``echo``, the prompt's are there, too, and its first has no probability."""
+
+    text_offset: list[int]
+    token_logprobs: list[float | None]
+    tokens: Raw
+    top_logprobs: Raw = field(default_factory=_null)
 
 
 class CompletionChoice(Struct):
     index: int
     text: str
-    logprobs: Raw = field(default_factory=_null)
+    logprobs: CompletionLogprobs | None = None
     finish_reason: str | None = None
 
 
@@ -66,20 +80,26 @@ class Completion(Struct):
     usage: Usage | None | UnsetType = UNSET
 
 
+class ChatLogprobs(Struct):
+    content: Raw = field(default_factory=_null)
+    refusal: Raw = field(default_factory=_null)
+
+
 class Message(Struct):
-    """A chat's answer. ``reasoning`` is the one key beyond the specification: what a reasoning parser set apart."""
+    """A chat's answer. ``reasoning``, by either name that engines give it, is the one key beyond the specification."""
 
     role: str
     content: str | None = None
     refusal: str | None = None
     tool_calls: list[Raw] | UnsetType = UNSET
     reasoning: str | None | UnsetType = UNSET
+    reasoning_content: str | None | UnsetType = UNSET
 
 
 class ChatChoice(Struct):
     index: int
     message: Message
-    logprobs: Raw = field(default_factory=_null)
+    logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
 
 
@@ -99,12 +119,13 @@ class Delta(Struct):
     refusal: str | None | UnsetType = UNSET
     tool_calls: list[Raw] | UnsetType = UNSET
     reasoning: str | None | UnsetType = UNSET
+    reasoning_content: str | None | UnsetType = UNSET
 
 
 class ChatChunkChoice(Struct):
     index: int
     delta: Delta
-    logprobs: Raw = field(default_factory=_null)
+    logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
 
 

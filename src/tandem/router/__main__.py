@@ -1,6 +1,7 @@
 """The router beside a supervisor: `python -m tandem.router RUN_DIR LISTENER`, started by the service alone."""
 
 import asyncio
+import os
 import socket
 import sys
 from pathlib import Path
@@ -11,14 +12,14 @@ from tandem.router.app import Router
 from tandem.router.server import event_loop, server
 from tandem.router.upstream import Upstreams
 from tandem.rundir import RunDir
-from tandem.telemetry import logs
+from tandem.telemetry import logs, tracing
 
 
 async def main(run_dir: RunDir, listener: socket.socket) -> None:
     """Serve on ``listener`` what the service on ``run_dir`` tells of its engines, until SIGTERM or its end."""
     async with control.ask(run_dir, "watch") as service:
-        settings = service.hello.router_settings()
-        logs.configure(service.hello.log_level)
+        settings, api = service.hello.router_settings(), service.hello.api_settings()
+        logs.configure(service.hello.log_level, service.hello.log_format)
         fleet, upstreams = Fleet(), Upstreams(connect_timeout=settings.connect_timeout)
 
         async def follow() -> None:
@@ -27,7 +28,10 @@ async def main(run_dir: RunDir, listener: socket.socket) -> None:
             # The supervisor is gone, however it went, and the engines with it.
             serving.should_exit = True
 
-        serving = server(Router(fleet, upstreams, settings, follow), settings)
+        router = Router(
+            fleet, upstreams, settings, api, background=follow, tracing=tracing.from_environment(os.environ)
+        )
+        serving = server(router, settings)
         await serving.serve([listener])
 
 

@@ -6,8 +6,7 @@ them, are FastAPI's.
 
 import asyncio
 import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from typing import Any
@@ -22,7 +21,7 @@ from starlette.exceptions import HTTPException
 
 from tandem import __version__
 from tandem.errors import ApiError
-from tandem.fleet import Fleet
+from tandem.fleet import Fleet, Snapshot
 from tandem.models.requests import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
 from tandem.models.responses import (
     ChatCompletion,
@@ -34,12 +33,20 @@ from tandem.models.responses import (
     ModelList,
 )
 from tandem.router import answers, checks, embed, health
+from tandem.router.admission import draining
+from tandem.router.answers import Form
+from tandem.router.context import Contexts
+from tandem.router.dispatch import Dispatch
 from tandem.router.embed import Embeddings
-from tandem.router.exchange import Disconnected, Exchange, Receive, Scope, Send
+from tandem.router.exchange import Disconnected, Exchange, Receive, Scope, Send, clock
+from tandem.router.keys import Keys
 from tandem.router.relay import CHAT, COMPLETIONS, Relay
 from tandem.router.upstream import UpstreamError, Upstreams
-from tandem.settings import RouterSettings
+from tandem.settings import ApiSettings, RouterSettings
+from tandem.telemetry.events import RequestEnded, Sink
+from tandem.telemetry.logs import RequestLog
 from tandem.telemetry.metrics import Metrics
+from tandem.telemetry.tracing import Tracing
 
 Handler = Callable[[Exchange], Awaitable[None]]
 
@@ -61,77 +68,166 @@ _PLAIN = {
 
 
 class Router:
-    """The ASGI application. ``background`` runs as long as it serves."""
+    """The ASGI application.
+
+    Args:
+        background: runs as long as the router serves.
+        tracing: makes each request part of a trace; None where nobody keeps them.
+
+    Raises:
+        SettingsError: the key file is not usable.
+    """
 
     def __init__(
         self,
         fleet: Fleet,
         upstreams: Upstreams,
         settings: RouterSettings,
-        background: Callable[[], Awaitable[None]] | None = None,
+        api: ApiSettings | None = None,
+        *,
+        background: Callable[[], Coroutine[Any, Any, None]] | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._settings = settings
+        self._keys = Keys(settings)
         self._metrics = Metrics()
+        self._tracing = tracing
+        self._sinks: tuple[Sink, ...] = (self._metrics, RequestLog(), *([tracing] if tracing else []))
+        self._running: set[asyncio.Timeout] = set()
+        self._draining = False
+        form = Form(strict=(api or ApiSettings()).strict)
+        dispatch, contexts = Dispatch(fleet, upstreams, settings), Contexts(upstreams)
         self._hot: dict[str, Handler] = {
-            embed.PATH: Embeddings(fleet, upstreams, settings),
-            COMPLETIONS.path: Relay(COMPLETIONS, fleet, upstreams, settings),
-            CHAT.path: Relay(CHAT, fleet, upstreams, settings),
+            embed.PATH: Embeddings(dispatch, settings, form),
+            COMPLETIONS.path: Relay(COMPLETIONS, dispatch, contexts, settings, form),
+            CHAT.path: Relay(CHAT, dispatch, contexts, settings, form),
         }
-        self._rest = _api(fleet, upstreams, self._metrics, _lifespan(upstreams, background))
+        tasks = [dispatch.follow, *([background] if background else [])]
+        self._rest = _api(fleet, upstreams, dispatch, self._metrics, _lifespan(upstreams, tracing, tasks))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._rest(scope, receive, send)
             return
-        exchange = Exchange(scope, receive, send)
-        self._metrics.began()
-        status = _CLIENT_LEFT
+        exchange = Exchange(scope, receive, send, self._settings.timeout)
+        if self._tracing is not None:
+            exchange.trace = self._tracing.begin(exchange.header(b"traceparent"), exchange.header(b"tracestate"))
+        for sink in self._sinks:
+            sink.request_began()
+        left = False
         try:
             await self._answer(exchange, scope, receive)
-            status = exchange.status
         except Disconnected:
-            pass
+            left = True
         finally:
-            self._done(exchange, status)
+            self._keys.settle(exchange)
+            ended = _ended(exchange, self._route(exchange.path), left=left)
+            for sink in self._sinks:
+                sink.request_ended(ended)
+
+    def drain(self) -> None:
+        """Not ready from now on; what is in flight when the drain time-out ends is answered with an error."""
+        self._draining = True
+        asyncio.get_running_loop().call_later(self._settings.drain_timeout, self._cut_off)
+
+    def _cut_off(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for running in self._running:
+            running.reschedule(now)
 
     async def _answer(self, exchange: Exchange, scope: Scope, receive: Receive) -> None:
         """Every request ends in an answer: the handler's, or an error in OpenAI's form."""
         refusal: ApiError
         try:
-            async with asyncio.timeout(self._settings.timeout):
-                if handler := self._hot.get(exchange.path):
-                    if exchange.method != "POST":
-                        raise _wrong_method(exchange.method, exchange.path, "POST")
-                    await handler(exchange)
-                else:
-                    await self._rest(scope, receive, exchange.relay)
+            async with asyncio.timeout(self._settings.timeout) as limit:
+                self._running.add(limit)
+                try:
+                    await self._handle(exchange, scope, receive, limit)
+                finally:
+                    self._running.discard(limit)
                 return
         except ApiError as exc:
             refusal = exc
         except TimeoutError:
-            refusal = answers.timed_out(self._settings.timeout)
+            refusal = draining() if self._draining else answers.timed_out(exchange.deadline - exchange.started)
         except Disconnected:
             raise
         except Exception:
             _log.exception("%s %s %s failed", exchange.id, exchange.method, exchange.path)
             refusal = answers.our_fault()
+        exchange.error = refusal.code or refusal.type
         with suppress(TimeoutError):  # a caller who has stopped reading is not waited for
             async with asyncio.timeout(_LAST_WORDS):
                 await exchange.fail(refusal.status, answers.body(refusal), answers.event(refusal), refusal.headers)
 
-    def _done(self, exchange: Exchange, status: int) -> None:
-        seconds = time.monotonic() - exchange.started
-        known = exchange.path in self._hot or exchange.path in _PLAIN
-        route = exchange.path if known else "other"
-        self._metrics.ended(route=route, model=exchange.model, status=status, seconds=seconds)
-        if exchange.path in self._hot:
-            _log.info(
-                "%s %s %s model=%s status=%d ms=%.1f",
-                *(exchange.id, exchange.method, exchange.path, exchange.model or "-", status, seconds * 1000),
-            )
+    async def _handle(self, exchange: Exchange, scope: Scope, receive: Receive, limit: asyncio.Timeout) -> None:
+        """The guards, in order, and the route."""
+        self._keys.admit(exchange)
+        handler = self._hot.get(exchange.path)
+        if handler is None:
+            scope["state"] = {"exchange": exchange, "router": self}
+            await self._rest(scope, receive, exchange.relay)
+            return
+        if exchange.method != "POST":
+            raise _wrong_method(exchange.method, exchange.path, "POST")
+        exchange.hurry()
+        if exchange.hurried:
+            limit.reschedule(asyncio.get_running_loop().time() + exchange.deadline - clock())
+        self._keys.charge(exchange)
+        await handler(exchange)
+
+    def ready(self, snapshot: Snapshot) -> bool:
+        """Whether it makes sense to send requests here."""
+        return not self._draining and health.ready(snapshot)
+
+    def told(self, exchange: Exchange) -> bool:
+        """Whether the caller may know why an engine is not well."""
+        return self._keys.told(exchange)
+
+    def _route(self, path: str) -> str:
+        return path if path in self._hot or path in _PLAIN else "other"
 
 
-def _api(fleet: Fleet, upstreams: Upstreams, metrics: Metrics, lifespan: Callable[[FastAPI], Any]) -> FastAPI:
+def _ended(exchange: Exchange, route: str, *, left: bool) -> RequestEnded:
+    now = clock()
+    status = _CLIENT_LEFT if left else exchange.status
+    failed = status >= 500 or exchange.broken
+    outcome = "left" if left else "failed" if failed else "refused" if status >= 400 else "ok"
+    first = exchange.answered - exchange.started if exchange.events else None
+    between = (exchange.last_event - exchange.answered) / (exchange.events - 1) if exchange.events > 1 else None
+    return RequestEnded(
+        id=exchange.id,
+        client_id=exchange.client_id,
+        caller=exchange.caller,
+        method=exchange.method,
+        route=route,
+        model=exchange.model,
+        engine=exchange.engine,
+        status=status,
+        outcome=outcome,
+        seconds=now - exchange.started,
+        queued=exchange.queued,
+        engine_seconds=(exchange.answered or now) - exchange.asked if exchange.asked else 0.0,
+        first_event=first,
+        between_events=between,
+        prompt_tokens=exchange.prompt_tokens,
+        completion_tokens=exchange.completion_tokens,
+        retries=exchange.retries,
+        began=exchange.began,
+        inputs=exchange.inputs,
+        error=exchange.error,
+        prompt=exchange.prompt,
+        trace=exchange.trace,
+    )
+
+
+def _api(
+    fleet: Fleet,
+    upstreams: Upstreams,
+    dispatch: Dispatch,
+    metrics: Metrics,
+    lifespan: Callable[[FastAPI], Any],
+) -> FastAPI:
     """The routes where speed does not matter."""
     api = FastAPIOffline(
         title="Tandem",
@@ -150,14 +246,15 @@ def _api(fleet: Fleet, upstreams: Upstreams, metrics: Metrics, lifespan: Callabl
         return {"status": "ok"}
 
     @api.get("/readyz", summary="Whether to send requests here", tags=["service"])
-    async def readyz() -> Response:
-        ready = health.ready(fleet.now)
+    async def readyz(request: Request) -> Response:
+        ready = request.state.router.ready(fleet.now)
         return _json({"status": "ready" if ready else "not ready"}, 200 if ready else 503)
 
     @api.get("/health", summary="The state of the router and of every engine", tags=["service"])
     @api.get("/v1/health", include_in_schema=False)
-    async def all_health() -> Response:
-        status, body = health.health(fleet.now)
+    async def all_health(request: Request) -> Response:
+        told = request.state.router.told(request.state.exchange)
+        status, body = health.health(fleet.now, reasons=told)
         return _json(body, status)
 
     @api.get("/metrics", summary="Prometheus metrics: the router's and each engine's", tags=["service"])
@@ -166,7 +263,8 @@ def _api(fleet: Fleet, upstreams: Upstreams, metrics: Metrics, lifespan: Callabl
         engines = [engine for engine in snapshot.engines if engine.ready]
         texts = await asyncio.gather(*(_scrape(upstreams, engine.url) for engine in engines))
         scraped = {engine.name: text for engine, text in zip(engines, texts, strict=True) if text}
-        return Response(metrics.render(snapshot, scraped), media_type="text/plain; version=0.0.4; charset=utf-8")
+        body = metrics.render(snapshot, dispatch.admission.loads(), scraped)
+        return Response(body, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @api.get("/v1/models", summary="The models that are served", tags=["OpenAI"])
     async def models() -> Response:
@@ -184,18 +282,23 @@ def _api(fleet: Fleet, upstreams: Upstreams, metrics: Metrics, lifespan: Callabl
     return api
 
 
-def _lifespan(upstreams: Upstreams, background: Callable[[], Awaitable[None]] | None) -> Callable[[FastAPI], Any]:
+def _lifespan(
+    upstreams: Upstreams, tracing: Tracing | None, background: Sequence[Callable[[], Coroutine[Any, Any, None]]]
+) -> Callable[[FastAPI], Any]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        running = asyncio.ensure_future(background()) if background else None
+        running = [asyncio.create_task(each()) for each in background]
         try:
             yield
         finally:
-            if running:
-                running.cancel()
-                with suppress(asyncio.CancelledError):
-                    await running
+            for task in running:
+                task.cancel()
+            for outcome in await asyncio.gather(*running, return_exceptions=True):
+                if isinstance(outcome, Exception):
+                    raise outcome
             upstreams.close()
+            if tracing is not None:
+                await asyncio.to_thread(tracing.close)
 
     return lifespan
 
@@ -285,18 +388,25 @@ def _document(api: FastAPI) -> dict[str, Any]:
                     "required": True,
                     "content": {"application/json": {"schema": {"$ref": reference.format(model=request.__name__)}}},
                 },
-                "responses": {
-                    "200": {"description": "The answer", "content": content},
-                    "default": _described("An error", error),
-                },
+                "responses": {"200": {"description": "The answer", "content": content}},
             }
         }
-    for path, schema in (
-        ("/v1/models", all_models),
-        ("/v1/models/{model}", one_model),
-        ("/health", state),
-    ):
+    for path, schema in (("/v1/models", all_models), ("/v1/models/{model}", one_model), ("/health", state)):
         document["paths"][path]["get"]["responses"]["200"] = _described("The answer", schema)
+    document["paths"]["/health"]["get"]["responses"]["503"] = _described("Not every part is healthy", state)
+    status = {"type": "object", "properties": {"status": {"type": "string"}}, "required": ["status"]}
+    document["paths"]["/readyz"]["get"]["responses"]["503"] = _described("Not ready", status)
+    text = {"text/plain": {"schema": {"type": "string"}}}
+    document["paths"]["/metrics"]["get"]["responses"]["200"] = {
+        "description": "Prometheus' text format",
+        "content": text,
+    }
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)  # FastAPI's own form of error, which nobody gets
+            operation["responses"].setdefault("default", _described("An error", error))
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
     api.openapi_schema = document
     return document
 

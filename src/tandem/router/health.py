@@ -14,11 +14,15 @@ _INTERVAL = 2.0
 _PATIENCE = 10.0
 
 
-def health(snapshot: Snapshot) -> tuple[int, Health]:
-    """Status and body: 200 when the router and every engine are healthy, else 503."""
+def health(snapshot: Snapshot, *, reasons: bool = True) -> tuple[int, Health]:
+    """Status and body: 200 when the router and every engine are healthy, else 503.
+
+    Args:
+        reasons: tell what the engines are doing and why they are not ready, and not just their states.
+    """
     services = {
         "router": ServiceHealth("draining" if snapshot.draining else "healthy"),
-        **{engine.name: _service(engine) for engine in snapshot.engines},
+        **{engine.name: _service(engine) if reasons else ServiceHealth(_status(engine)) for engine in snapshot.engines},
     }
     healthy = all(service.status == "healthy" for service in services.values()) and snapshot.ready
     return (200, Health("healthy", services)) if healthy else (503, Health("unhealthy", services))
@@ -31,15 +35,19 @@ def ready(snapshot: Snapshot) -> bool:
 
 def _service(engine: Engine) -> ServiceHealth:
     if engine.ready:
-        return ServiceHealth("healthy", model=engine.model, since=engine.since, restarts=engine.restarts)
+        return ServiceHealth(_status(engine), model=engine.model, since=engine.since, restarts=engine.restarts)
     return ServiceHealth(
-        engine.state.value,
+        _status(engine),
         model=engine.model,
         detail=engine.detail,
         reason=engine.reason,
         since=engine.since,
         restarts=engine.restarts,
     )
+
+
+def _status(engine: Engine) -> str:
+    return "healthy" if engine.ready else engine.state.value
 
 
 class Prober:
@@ -87,14 +95,19 @@ async def look(engine: Engine, upstream: Upstream) -> Engine:
         if engine.ready:
             return engine  # busy is not down
         return _down(engine, f"it did not answer within {_PATIENCE:g} s")
-    except (UpstreamError, msgspec.DecodeError) as exc:
+    except UpstreamError as exc:
+        # Gone, and perhaps somebody starts it again.
+        gone = State.RESTARTING if engine.created else State.WAITING
+        return _down(engine, str(exc), State.STALLED if exc.answered else gone)
+    except msgspec.DecodeError as exc:
         return _down(engine, str(exc))
     return msgspec.structs.replace(
         engine,
         kind=kind,
         model=served[0].id,
         aliases=tuple(model.id for model in served[1:]),
-        created=served[0].created or int(time.time()),
+        created=engine.created or served[0].created or int(time.time()),
+        context=served[0].max_model_len or 0,
         state=State.READY,
         detail="",
         reason="",
@@ -104,6 +117,7 @@ async def look(engine: Engine, upstream: Upstream) -> Engine:
 class _ServedModel(msgspec.Struct):
     id: str
     created: int = 0
+    max_model_len: int | None = None
 
 
 class _Models(msgspec.Struct):
@@ -145,5 +159,5 @@ def _unknown(name: str, url: str, reason: str) -> Engine:
     )
 
 
-def _down(engine: Engine, reason: str) -> Engine:
-    return msgspec.structs.replace(engine, state=State.STALLED, reason=reason)
+def _down(engine: Engine, reason: str, state: State = State.STALLED) -> Engine:
+    return msgspec.structs.replace(engine, state=state, reason=reason)

@@ -4,16 +4,20 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from tandem.fleet import Engine, Fleet
 from tandem.models.requests import ChatCompletionRequest, CompletionRequest
 from tandem.models.responses import ChatCompletion, ChatCompletionChunk, Completion
-from tandem.router import answers, checks
-from tandem.router.ask import ask, read
+from tandem.router import answers, checks, translate
+from tandem.router.answers import Form
+from tandem.router.context import Contexts
+from tandem.router.dispatch import Dispatch, Question
 from tandem.router.exchange import Exchange
-from tandem.router.upstream import Answer, UpstreamError, Upstreams
+from tandem.router.translate import Asked
+from tandem.router.upstream import Answer, UpstreamError
 from tandem.settings import RouterSettings
 
 R = TypeVar("R", CompletionRequest, ChatCompletionRequest)
+
+_LARGEST_EVENT = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -33,63 +37,84 @@ CHAT = Shape("/v1/chat/completions", ChatCompletionRequest, ChatCompletion, Chat
 class Relay(Generic[R]):
     """The handler of one of the two routes."""
 
-    def __init__(self, shape: Shape[R], fleet: Fleet, upstreams: Upstreams, settings: RouterSettings) -> None:
+    def __init__(
+        self, shape: Shape[R], dispatch: Dispatch, contexts: Contexts, settings: RouterSettings, form: Form
+    ) -> None:
         self._shape: Shape[R] = shape
-        self._fleet = fleet
-        self._upstreams = upstreams
+        self._dispatch = dispatch
+        self._contexts = contexts
         self._settings = settings
+        self._form = form
 
     async def __call__(self, exchange: Exchange) -> None:
-        checks.content_type(exchange.header(b"content-type"))
-        request = checks.parse(self._shape.request, await exchange.body(self._settings.max_body_bytes))
-        engine = checks.engine_for(self._fleet.now, request.model, "generation", self._shape.path)
-        exchange.model = engine.model
-        name, streaming = request.model, bool(request.stream)
-        body = request.forwarded(engine.model)
-        await exchange.while_connected(self._forward(exchange, engine, body, name, streaming=streaming))
+        body = await exchange.json_body(self._settings)
+        request = checks.parse(self._shape.request, body, strict=self._form.strict)
+        engine = self._dispatch.engine_for(exchange, request.model, "generation")
+        await self._contexts.check(engine, request, len(body))
+        translated, asked = translate.generation(request, engine.model)
+        question = Question(self._shape.path, translated, asked, streamed=bool(request.stream))
 
-    async def _forward(self, exchange: Exchange, engine: Engine, body: bytes, name: str, *, streaming: bool) -> None:
-        async with ask(self._upstreams, engine, self._shape.path, body) as answer:
-            if not streaming:
-                whole = answers.answer(self._shape.answer, await read(answer), name)
-                await exchange.answer(200, whole)
-                return
-            chunks = self._chunks(answer, name)
+        async def whole(answer: Answer) -> bytes:
+            said, usage = self._form.whole(self._shape.answer, await answer.read(), asked)
+            exchange.count(usage)
+            return said
+
+        async def streamed(answer: Answer) -> None:
+            chunks = self._chunks(exchange, answer, asked)
             # An engine says 200 before it has looked at the request: only its first event tells.
             first = await anext(chunks)
+            exchange.first_event()
             await exchange.stream(_after(first, chunks))
 
-    async def _chunks(self, answer: Answer, name: str) -> AsyncIterator[bytes]:
+        if question.streamed:
+            await exchange.while_connected(self._dispatch.ask(exchange, engine, question, streamed))
+        else:
+            asking = self._dispatch.ask(exchange, engine, question, whole)
+            await exchange.answer(200, await exchange.while_connected(asking))
+
+    async def _chunks(self, exchange: Exchange, answer: Answer, asked: Asked) -> AsyncIterator[bytes]:
         """The stream's events in the specification's keys, the last of them ``[DONE]``.
 
         Raises:
-            ApiError: the engine sent an error, or the stream ended without ``[DONE]``.
+            ApiError: the engine sent an error.
+            EngineFault: it is no stream, or it ended without ``[DONE]``.
         """
         done = False
-        async for event in _events(answer):
-            if event == b"[DONE]":
-                done = True
-            elif not done:
-                yield answers.chunk(self._shape.chunk, event, name)
+        try:
+            async for event in _events(answer, asked):
+                if done:  # read to the end all the same, so that the connection can be kept
+                    continue
+                if event == b"[DONE]":
+                    done = True
+                    yield answers.DONE
+                    continue
+                chunk, usage = self._form.chunk(self._shape.chunk, event, asked)
+                if usage is not None:
+                    exchange.count(usage)
+                if chunk:
+                    yield chunk
+        except UpstreamError:
+            if not done:
+                raise
         if not done:
             raise answers.unreachable(answered=True)
-        yield answers.DONE
 
 
-async def _events(answer: Answer) -> AsyncIterator[bytes]:
+async def _events(answer: Answer, asked: Asked) -> AsyncIterator[bytes]:
     """The data of each server-sent event.
 
     Source: https://html.spec.whatwg.org/multipage/server-sent-events.html; vLLM sends one ``data:`` line an event.
     """
+    if not answer.headers.get(b"content-type", b"").startswith(b"text/event-stream"):
+        raise answers.error(await answer.read(), asked)
     rest = b""
-    try:
-        async for chunk in answer.chunks():
-            *events, rest = (rest + chunk).split(b"\n\n")
-            for event in events:
-                if event.startswith(b"data:"):
-                    yield event[5:].strip()
-    except UpstreamError as exc:
-        raise answers.unreachable(answered=True) from exc
+    async for chunk in answer.chunks():
+        *events, rest = (rest + chunk).split(b"\n\n")
+        for event in events:
+            if event.startswith(b"data:"):
+                yield event[5:].strip()
+        if len(rest) > _LARGEST_EVENT:
+            raise answers.nonsense()
 
 
 async def _after(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

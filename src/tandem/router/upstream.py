@@ -20,6 +20,9 @@ _IDLE = 4.0
 _MOST_IDLE = 256
 # Bytes of an answer that may wait for a slow caller before the engine is told to wait too.
 _BUFFER = 256 * 1024
+_MOST_HEADERS = 64 * 1024
+# 2,048 vectors of 8,192 dimensions as text are about half of it.
+_LARGEST = 512 * 2**20
 
 
 class UpstreamError(TandemError):
@@ -38,6 +41,13 @@ class UpstreamTimeout(UpstreamError):
     """The engine did not answer in time."""
 
 
+class Nonsense(UpstreamError):
+    """What came is no answer: not HTTP, or beyond every bound."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, answered=True)
+
+
 class Answer:
     """An engine's answer, of which status and headers are there and the body may still be coming."""
 
@@ -49,6 +59,12 @@ class Answer:
         self._upstream = upstream
         self._connection = connection
 
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds for which the engine asks to be left alone; None if it does not say in seconds."""
+        given = self.headers.get(b"retry-after", b"")
+        return float(given) if given.isdigit() else None
+
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it comes.
 
@@ -59,8 +75,19 @@ class Answer:
             yield chunk
 
     async def read(self) -> bytes:
-        """The whole body; raises as :meth:`chunks` does."""
-        return b"".join([chunk async for chunk in self.chunks()])
+        """The whole body.
+
+        Raises:
+            UpstreamError: as :meth:`chunks` does, or there is more than any answer has.
+        """
+        parts = []
+        size = 0
+        async for chunk in self.chunks():
+            parts.append(chunk)
+            size += len(chunk)
+            if size > _LARGEST:
+                raise Nonsense(f"the answer has more than {_LARGEST} bytes")
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def close(self) -> None:
         """Give the connection back if the answer is whole; else break it off, so that the engine stops working."""
@@ -100,50 +127,81 @@ class Upstream:
         self._netloc = url.netloc.rpartition("@")[2]
         self._connect_timeout = connect_timeout
         self._idle: list[_Connection] = []
+        self._busy: set[_Connection] = set()
 
     async def request(
-        self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        *,
+        first: float | None = None,
+        between: float | None = None,
     ) -> Answer:
-        """Send a request and wait for the head of its answer. Bound it in time from outside; cancelling breaks it off.
+        """Send a request and wait for the head of its answer. Cancelling breaks it off.
+
+        Args:
+            first: seconds until the first byte of the answer's body; unbounded by default. vLLM sends the head of a
+                stream before it has looked at the request, so the head says nothing.
+            between: seconds from one part of the body to the next; unbounded by default.
 
         Raises:
             UpstreamError: nothing listens, or the connection broke before the answer's head was whole.
+            UpstreamTimeout: no connection, or no answer, in time; reading the body may raise it, too.
         """
         lines = [f"{method} {self._prefix}{path} HTTP/1.1", f"host: {self._netloc}"]
         if body:
             lines += ["content-type: application/json", f"content-length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
         message = "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+        kept = True
         while True:
-            connection, fresh = await self._connection()
+            connection, fresh = await self._connection(kept)
+            self._busy.add(connection)
             try:
-                status, answer_headers = await connection.exchange(message)
+                status, answer_headers = await connection.exchange(message, first, between)
             except UpstreamError as exc:
+                self._drop(connection)
                 # A kept connection that the engine closed just now says nothing about the engine: ask on a fresh one.
-                if fresh or exc.answered:
+                if fresh or exc.answered or isinstance(exc, UpstreamTimeout):
                     raise
+                kept = False
                 continue
             except BaseException:
-                connection.abort()
+                self._drop(connection)
                 raise
             return Answer(self, connection, status, answer_headers)
 
+    def break_off(self, reason: str) -> None:
+        """The engine is gone: nobody waits any longer for what it was asked, and nothing kept is used again."""
+        for connection in list(self._busy):
+            connection.fail(reason)
+        self.close()
+
     def release(self, connection: "_Connection") -> None:
         """Keep ``connection`` for the next request if it is fit for one."""
+        connection.rest()
         if connection.reusable and len(self._idle) < _MOST_IDLE:
             connection.idle_since = time.monotonic()
             self._idle.append(connection)
+            self._busy.discard(connection)
         else:
-            connection.abort()
+            self._drop(connection)
+
+    def _drop(self, connection: "_Connection") -> None:
+        self._busy.discard(connection)
+        connection.abort()
 
     def close(self) -> None:
         """Close what is idle."""
         while self._idle:
             self._idle.pop().abort()
 
-    async def _connection(self) -> tuple["_Connection", bool]:
+    async def _connection(self, kept: bool) -> tuple["_Connection", bool]:
+        """A connection, and whether it is new; one that was ``kept``, if that may be."""
         oldest = time.monotonic() - _IDLE
-        while self._idle:
+        while kept and self._idle:
             connection = self._idle.pop()  # the one used last: the others may then run out of time
             if connection.reusable and connection.idle_since > oldest:
                 return connection, False
@@ -164,9 +222,11 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.idle_since = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None
-        self._lost: str | None = None
+        self._lost: UpstreamError | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -179,19 +239,28 @@ class _Connection(asyncio.Protocol):
         self._complete = False
         self._paused = False
         self._keep_alive = False
+        self._header_bytes = 0
+        self._begun = False
+        self._heard = 0.0
+        self._between: float | None = None
 
     @property
     def reusable(self) -> bool:
         # Of an answer that nobody read to its end, something may still wait in the socket.
         return self._lost is None and self._complete and self._keep_alive and not self._chunks and not self._paused
 
-    async def exchange(self, message: bytes) -> tuple[int, Mapping[bytes, bytes]]:
+    async def exchange(
+        self, message: bytes, first: float | None = None, between: float | None = None
+    ) -> tuple[int, Mapping[bytes, bytes]]:
         """Send a request; status and headers of its answer."""
         if self._lost is not None or self._transport is None:
-            raise UpstreamError(self._lost or "the connection is closed")
+            raise UpstreamError(str(self._lost or "the connection is closed"))
         self._begin()
         self._parser = httptools.HttpResponseParser(self)
-        self._head = asyncio.get_running_loop().create_future()
+        self._head = self._loop.create_future()
+        self._between = between
+        if first is not None:
+            self._timer = self._loop.call_later(first, self._silent, first)
         self._transport.write(message)
         await self._head
         return self._status, self._headers
@@ -200,8 +269,9 @@ class _Connection(asyncio.Protocol):
         """What has come of the body since the last call, waiting for it if need be; empty at its end."""
         while not self._chunks and not self._complete:
             if self._lost is not None:
-                raise UpstreamError(self._lost, answered=True)
-            self._waiter = asyncio.get_running_loop().create_future()
+                self._lost.answered = True
+                raise self._lost
+            self._waiter = self._loop.create_future()
             try:
                 await self._waiter
             finally:
@@ -214,8 +284,20 @@ class _Connection(asyncio.Protocol):
             self._transport.resume_reading()
         return chunk
 
+    def rest(self) -> None:
+        """The exchange is over: nothing is waited for."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def fail(self, reason: str) -> None:
+        """End the exchange as if the engine had closed the connection."""
+        self._fail(UpstreamError(reason))
+        self.abort()
+
     def abort(self) -> None:
-        self._lost = self._lost or "the connection is closed"
+        self.rest()
+        self._lost = self._lost or UpstreamError("the connection is closed")
         if self._transport is not None:
             self._transport.abort()
 
@@ -231,7 +313,7 @@ class _Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as exc:
-            self._fail(f"the engine answered nonsense ({exc})")
+            self._fail(Nonsense(f"the engine answered nonsense ({exc})"))
             self.abort()
 
     def eof_received(self) -> bool:
@@ -242,11 +324,15 @@ class _Connection(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._fail(f"the engine closed the connection ({exc})" if exc else "the engine closed the connection")
+        self._fail(UpstreamError(f"the engine closed the connection{f' ({exc})' if exc else ''}"))
 
     # httptools' callbacks
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._header_bytes += len(name) + len(value)
+        if self._header_bytes > _MOST_HEADERS:
+            self._fail(Nonsense(f"its headers have more than {_MOST_HEADERS} bytes"))
+            self.abort()
         self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
@@ -262,6 +348,12 @@ class _Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         self._chunks.append(body)
         self._buffered += len(body)
+        self._heard = self._loop.time()
+        if not self._begun:
+            self._begun = True
+            self.rest()
+            if self._between is not None:
+                self._timer = self._loop.call_later(self._between, self._silent, self._between)
         if self._buffered > _BUFFER and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
@@ -277,11 +369,24 @@ class _Connection(asyncio.Protocol):
     def _unframed(self) -> bool:
         return b"content-length" not in self._headers and b"transfer-encoding" not in self._headers
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, reason: UpstreamError) -> None:
         self._lost = self._lost or reason
         if self._head is not None and not self._head.done():
-            self._head.set_exception(UpstreamError(self._lost))
+            self._head.set_exception(self._lost)
         self._wake()
+
+    def _silent(self, limit: float) -> None:
+        """The time for the next part has come; it may have been used, or the caller may be the one who is slow."""
+        self._timer = None
+        if self._complete or self._lost is not None:
+            return
+        since = self._loop.time() - self._heard
+        if self._begun and (self._paused or self._chunks or since < limit):
+            left = limit if self._paused or self._chunks else limit - since
+            self._timer = self._loop.call_later(left, self._silent, limit)
+            return
+        self._fail(UpstreamTimeout(f"nothing came from the engine for {limit:g} s"))
+        self.abort()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -1,0 +1,149 @@
+"""From a request to an engine's answer: a lease, a question, and again where that is right.
+
+Only what the caller has seen nothing of is asked again: a refused or broken connection, or an answer of 5xx, before
+the first byte was sent on. Whether that is so, the exchange knows.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from tandem.errors import ApiError, EngineFault
+from tandem.fleet import Engine, Fleet, Kind
+from tandem.router import answers, checks, retry
+from tandem.router.admission import Admission
+from tandem.router.exchange import Exchange, clock
+from tandem.router.translate import Asked
+from tandem.router.upstream import Answer, Nonsense, UpstreamError, Upstreams, UpstreamTimeout
+from tandem.settings import RouterSettings
+
+T = TypeVar("T")
+
+_log = logging.getLogger("tandem.router")
+_BRINK = 0.05  # seconds: a timer may be that early
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to ask of an engine.
+
+    Attributes:
+        path: the engine's route.
+        body: JSON.
+        asked: what the caller wants to read.
+        streamed: the answer comes in events; else at once, when all is done.
+    """
+
+    path: str
+    body: bytes
+    asked: Asked
+    streamed: bool = False
+
+
+class Dispatch:
+    """Asks engines on behalf of exchanges."""
+
+    def __init__(self, fleet: Fleet, upstreams: Upstreams, settings: RouterSettings) -> None:
+        self.admission = Admission(fleet, settings)
+        self._fleet = fleet
+        self._upstreams = upstreams
+        self._settings = settings
+        self._budget = retry.Budget()
+
+    async def follow(self) -> None:
+        """Follow the fleet, for as long as the router serves."""
+        await self.admission.follow(lambda engine: self._upstreams.to(engine.url).break_off(f"{engine.name} is gone"))
+
+    def engine_for(self, exchange: Exchange, model: str, kind: Kind) -> Engine:
+        """The engine that serves ``model``, whatever its state; noted for logs and metrics.
+
+        Raises:
+            ApiError: 403 or 404, there is none that can do what was asked.
+        """
+        engine = checks.engine_for(self._fleet.now, model, kind, exchange.path)
+        exchange.model = engine.model
+        return engine
+
+    async def ask(
+        self, exchange: Exchange, engine: Engine, question: Question, use: Callable[[Answer], Awaitable[T]]
+    ) -> T:
+        """Ask ``engine``, or a replica of it, and ``use`` its good answer; what that returned.
+
+        Raises:
+            ApiError: the engine refused; or it failed, more often than it is asked, or too late.
+        """
+        self._budget.earn()
+        tried, patient = "", False
+        while True:
+            began = clock()
+            try:
+                lease = await self.admission.lease(engine, deadline=exchange.deadline, patient=patient, tried=tried)
+            finally:
+                exchange.queued += clock() - began
+            exchange.engine = lease.engine.name
+            try:
+                result = await self._once(exchange, lease.engine, question, use)
+            except EngineFault as exc:
+                fault = exc
+                lease.failed(gone=exc.gone)
+            except ApiError:
+                lease.succeeded()  # it is well: it refused
+                raise
+            except BaseException:
+                lease.left()
+                raise
+            else:
+                lease.succeeded()
+                return result
+            await self._may_ask_again(exchange, fault)
+            tried, patient = lease.engine.name, True
+
+    async def _once(
+        self, exchange: Exchange, engine: Engine, question: Question, use: Callable[[Answer], Awaitable[T]]
+    ) -> T:
+        exchange.asked, exchange.answered = clock(), 0.0
+        # The router's own limit is to be noticed here, where it tells of the engine; the caller's tells nothing.
+        left = max(0.0, exchange.deadline - exchange.asked - (0.0 if exchange.hurried else _BRINK))
+        first = min(left, self._settings.first_event_timeout) if question.streamed else left
+        try:
+            answer = await self._upstreams.to(engine.url).request(
+                "POST",
+                question.path,
+                question.body,
+                exchange.trace_context,
+                first=first,
+                between=self._settings.event_timeout,
+            )
+            try:
+                if answer.status == 200:
+                    return await use(answer)
+                raise answers.error(await answer.read(), question.asked, answer.status, retry_after=answer.retry_after)
+            finally:
+                answer.close()
+        except UpstreamTimeout as exc:
+            if exchange.hurried and clock() >= exchange.deadline - _BRINK:
+                raise TimeoutError from exc
+            _log.warning("%s %s: %s", exchange.id, engine.name, exc)
+            raise answers.silent(clock() - exchange.asked) from exc
+        except Nonsense as exc:
+            _log.warning("%s %s: %s", exchange.id, engine.name, exc)
+            raise answers.nonsense() from exc
+        except UpstreamError as exc:
+            _log.warning("%s %s: %s", exchange.id, engine.name, exc)
+            raise answers.unreachable(answered=exc.answered, gone=True) from exc
+
+    async def _may_ask_again(self, exchange: Exchange, fault: EngineFault) -> None:
+        """Returns after a pause if the question may be asked again; else raises ``fault``."""
+        if exchange.status:
+            raise fault
+        pause = retry.delay(exchange.retries + 1, random.random())  # noqa: S311 - jitter
+        pause = max(pause, fault.pause or 0.0)
+        in_time = clock() + pause < exchange.deadline
+        if not (fault.again and in_time and exchange.retries + 1 < retry.ATTEMPTS and self._budget.spend()):
+            fault.headers["x-should-retry"] = "false"  # it was asked often enough, or asking does not help
+            raise fault
+        exchange.retries += 1
+        await asyncio.sleep(pause)

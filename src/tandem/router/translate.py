@@ -1,0 +1,152 @@
+"""What vLLM spells otherwise, or lacks, and OpenAI honours: a request -> an engine's body, and how to read its answer.
+
+Pure. Each translation has its other half in :mod:`tandem.router.answers`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from tandem.models.requests import (
+    GUIDED,
+    MAX_TOKENS,
+    NOT_FORWARDED,
+    ChatCompletionRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    StreamOptions,
+)
+
+Generation = CompletionRequest | ChatCompletionRequest
+
+# vLLM's greedy sampling begins below this temperature, and it then makes one choice only.
+_GREEDY = 1e-5
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the caller asked for, as far as the form of the answer depends on it.
+
+    Attributes:
+        model: the name that the caller used.
+        inputs: how many vectors an embedding answer must have.
+        usage: ``stream_options.include_usage``.
+        best: for ``best_of``, how many choices to return, and of how many; None without.
+        prompts: for ``best_of`` with ``echo``, where each prompt ends: in tokens, or, for text, in characters.
+        logprobs: whether the caller wants those that come.
+        nothing: ``max_tokens`` 0: the token that the engine makes all the same does not count.
+        echo: whether the prompt is part of the text.
+        prompt: the parameter that holds it: ``input``, ``prompt`` or ``messages``.
+        wanted: how many tokens the answer may have, where the caller, or else the API, says so.
+        constraint: the parameter that constrains the form of the answer; ``response_format`` where none does.
+        media: the first part of a message that is no text: its path and its type.
+    """
+
+    model: str
+    inputs: int = 1
+    usage: bool = False
+    best: tuple[int, int] | None = None
+    prompts: tuple[int | str, ...] = ()
+    logprobs: bool = True
+    nothing: bool = False
+    echo: bool = False
+    prompt: str = "prompt"
+    wanted: int = 0
+    constraint: str = "response_format"
+    media: tuple[str, str] = ("messages", "image_url")
+
+
+def embedding(request: EmbeddingRequest, model: str) -> tuple[bytes, Asked]:
+    """The engine's body for an embedding request; ``model`` is the name that the engine serves its model by."""
+    given = request.input
+    several = isinstance(given, list) and not isinstance(given[0], int)
+    asked = Asked(request.model, inputs=len(given) if several else 1, prompt="input")
+    return _body(request, model), asked
+
+
+def generation(request: Generation, model: str) -> tuple[bytes, Asked]:
+    """The engine's body for a completion or a chat.
+
+    - ``top_p`` 0, which vLLM refuses, is greedy sampling; greedy sampling with several choices, which it refuses, too,
+      is sampling among the single most probable token.
+    - The engine always counts tokens of a stream; whether the caller sees that, is the answer's concern.
+    - ``guided_*``, which vLLM since 0.12 no longer reads, become ``structured_outputs``.
+    - ``best_of`` and ``max_tokens`` 0: see :class:`Asked`.
+    - To go on with the last message excludes the prompt for a new one, which vLLM would add.
+    """
+    asked = _asked(request)
+    if request.stream:
+        given = request.stream_options or StreamOptions()
+        request.stream_options = given.model_copy(update={"include_usage": True})
+    if isinstance(request, ChatCompletionRequest) and request.continue_final_message:
+        request.add_generation_prompt = False
+    if isinstance(request, CompletionRequest):
+        if asked.best:
+            request.n = asked.best[1]
+            request.logprobs = request.logprobs or 0
+        if asked.nothing:
+            request.echo = True  # the one way in which vLLM takes a max_tokens of 0
+    if request.top_p == 0 or (request.temperature is not None and request.temperature < _GREEDY):
+        request.temperature, request.top_p = 0.0, 1.0
+        if (request.n or 1) > 1:
+            request.temperature, request.top_k = 1.0, 1
+    for name, kind in GUIDED.items():
+        if (value := getattr(request, name)) is not None:
+            request.structured_outputs = {**(request.structured_outputs or {}), kind: value}
+    return _body(request, model), asked
+
+
+def _asked(request: Generation) -> Asked:
+    usage = bool(request.stream_options and request.stream_options.include_usage)
+    constraints = [name for name in ("structured_outputs", *GUIDED) if getattr(request, name) is not None]
+    constraint = constraints[0] if constraints else "response_format"
+    if isinstance(request, ChatCompletionRequest):
+        if request.response_format is None and not constraints and request.tool_choice not in (None, "none", "auto"):
+            constraint = "tools"
+        return Asked(
+            request.model,
+            usage=usage,
+            prompt="messages",
+            wanted=request.max_completion_tokens or request.max_tokens or 0,
+            constraint=constraint,
+            media=_media(request),
+        )
+    n, of = request.n or 1, request.best_of or request.n or 1
+    echo = bool(request.echo)
+    return Asked(
+        request.model,
+        usage=usage,
+        best=(n, of) if of > n else None,
+        prompts=_ends(request.prompt) if echo and of > n else (),
+        logprobs=request.logprobs is not None,
+        nothing=request.max_tokens == 0,
+        echo=echo,
+        wanted=MAX_TOKENS if request.max_tokens is None else request.max_tokens,
+        constraint=constraint,
+    )
+
+
+def _media(request: ChatCompletionRequest) -> tuple[str, str]:
+    for i, message in enumerate(request.messages):
+        for j, part in enumerate(message.content if isinstance(message.content, list) else ()):
+            if part.type not in {"text", "refusal"}:
+                return f"messages.[{i}].content.[{j}].type", part.type
+    return Asked.media
+
+
+def _ends(prompt: Any) -> tuple[int | str, ...]:
+    """For each prompt, its length in tokens, or itself."""
+    if isinstance(prompt, str):
+        return (prompt,)
+    if isinstance(prompt[0], int):
+        return (len(prompt),)
+    return tuple(each if isinstance(each, str) else len(each) for each in prompt)
+
+
+def _body(request: EmbeddingRequest | Generation, model: str) -> bytes:
+    request.model = model
+    body = request.model_dump_json(by_alias=True, exclude_unset=True, exclude=NOT_FORWARDED).encode()
+    if extras := request.model_extra:  # Pydantic does not write what it was told to let through just this once
+        return msgspec.json.encode(msgspec.json.decode(body) | extras)
+    return body
