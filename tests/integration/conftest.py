@@ -175,11 +175,13 @@ def router_pid(service: Service) -> int:
 
 
 @contextmanager
-def router_alone(addresses: dict[str, str]) -> Iterator[str]:
-    """`tandem router` in front of ``addresses``, healthy; its own address."""
+def router_alone(addresses: dict[str, str], folder: Path | None = None, **environment: str) -> Iterator[str]:
+    """`tandem router` in front of ``addresses``, healthy, started in ``folder``; its own address."""
     port = free_port()
     flags = [f"--engine={name}={url}" for name, url in addresses.items()]
-    process = subprocess.Popen([TANDEM, "router", *flags, "--port", str(port)], env=clean_environment())
+    process = subprocess.Popen(
+        [TANDEM, "router", *flags, "--port", str(port)], cwd=folder, env=clean_environment() | environment
+    )
     try:
         address = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + 30

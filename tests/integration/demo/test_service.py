@@ -16,9 +16,7 @@ import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
-from tandem.engines.keeper import descendants
-
-from ..conftest import Service, command, engines, name_of, router_alone, router_pid
+from ..conftest import Service, command, engines, router_alone, router_pid
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
@@ -176,8 +174,8 @@ def test_errors_are_the_sdk_s_own(client: openai.OpenAI) -> None:
         client.completions.create(model="generation", prompt="a", n=129)
     with pytest.raises(openai.BadRequestError, match="maximum context length is 256 tokens") as too_long:
         client.embeddings.create(model="embedding", input="hello " * 2000)
-    assert too_long.value.code == "context_length_exceeded"
-    with pytest.raises(openai.BadRequestError, match="out of vocabulary"):
+    assert too_long.value.param == "input"
+    with pytest.raises(openai.BadRequestError, match="not in the model's vocabulary"):
         list(client.completions.create(model="generation", prompt=[99_999_999], stream=True))
 
 
@@ -217,22 +215,6 @@ async def test_many_at_once(demo: Service) -> None:
     assert done == [True] * 96
 
 
-def test_a_stream_that_is_left_stops_the_engine(demo: Service, http: httpx2.Client) -> None:
-    """The engine's own counter says so."""
-
-    def at_work() -> float:
-        lines = http.get("/metrics").text.splitlines()
-        name = 'vllm:num_requests_running{engine="generation"'
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
-
-    # Many at once: by itself, this would take far longer than the test waits.
-    body = {"model": "generation", "prompt": "a", "n": 64, "max_tokens": 1000, "ignore_eos": True, "stream": True}
-    with httpx2.stream("POST", f"{demo.address}/v1/completions", json=body, trust_env=False) as answer:
-        next(answer.iter_lines())
-        demo.until(lambda: at_work() > 0, "the request at work", 10)
-    demo.until(lambda: at_work() == 0, "the end of its work", 5)
-
-
 def test_router_command_fronts_engines_that_run_elsewhere(demo: Service) -> None:
     """It learns their models from themselves, and serves the same."""
     with router_alone({name: engine["url"] for name, engine in engines(demo).items()}) as address:
@@ -269,23 +251,3 @@ def test_the_router_s_death_is_mended_within_seconds(demo: Service, http: httpx2
     demo.until(lambda: http.get("/health").status_code == 200, "health", 15)
     assert time.monotonic() - started < 15
     assert engines(demo) == before
-
-
-def test_health_while_one_engine_is_down(demo: Service, http: httpx2.Client) -> None:
-    """EngineCore killed: 503 that names the engine, the other serves on, and it comes back by itself."""
-    below = descendants(int(engines(demo)["generation"]["pid"]))
-    core = next(pid for pid in below if "VLLM::EngineCore" in name_of(pid))
-    os.kill(core, signal.SIGKILL)
-    demo.until(lambda: http.get("/health").status_code == 503, "a 503", 20)
-    health = http.get("/health").json()
-    assert health["services"]["embedding"]["status"] == "healthy"
-    assert health["services"]["generation"]["status"] != "healthy"
-    assert health["services"]["generation"]["reason"]
-    assert http.post("/v1/embeddings", json={"model": "embedding", "input": "a"}).status_code == 200
-    down = http.post("/v1/completions", json={"model": "generation", "prompt": "a"})
-    assert down.status_code in {502, 503}
-    assert set(down.json()["error"]) == {"message", "type", "param", "code"}
-    assert http.get("/readyz").status_code == 200
-    demo.until(lambda: http.get("/health").status_code == 200, "its return")
-    assert http.get("/health").json()["services"]["generation"]["restarts"] == 1
-    assert http.post("/v1/completions", json={"model": "generation", "prompt": "a"}).status_code == 200
