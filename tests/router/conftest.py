@@ -15,6 +15,7 @@ from tandem.router.listener import listen
 from tandem.router.server import Server, server
 from tandem.router.upstream import Upstreams
 from tandem.settings import RouterSettings
+from tandem.telemetry.logs import RequestLog
 
 Script = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
@@ -134,7 +135,8 @@ async def serving(fleet: Fleet, **settings: Any) -> AsyncIterator[tuple[Server, 
     """A router that fronts ``fleet``, and its address."""
     wanted = RouterSettings(**{"drain_timeout": 1, "max_body_bytes": 100_000, **settings})
     with listen("127.0.0.1", 0) as listener:
-        made = server(Router(fleet, Upstreams(connect_timeout=1), wanted), wanted)
+        log = RequestLog("info")
+        made = server(Router(fleet, Upstreams(connect_timeout=1), wanted, sinks=[log]), wanted)
         running = asyncio.create_task(made.serve([listener]))
         host, port = listener.getsockname()
         try:

@@ -51,4 +51,5 @@ def router(
         asyncio.Runner(loop_factory=event_loop) as runner,
     ):
         typer.echo(f"Listening on {found.router.address}/v1")
-        runner.run(front(addresses, found.router, found.api, listener))
+        log = logs.RequestLog(found.log_level, found.log_format)
+        runner.run(front(addresses, found.router, found.api, listener, [log]))

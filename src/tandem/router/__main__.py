@@ -29,7 +29,13 @@ async def main(run_dir: RunDir, listener: socket.socket) -> None:
             serving.should_exit = True
 
         router = Router(
-            fleet, upstreams, settings, api, background=follow, tracing=tracing.from_environment(os.environ)
+            fleet,
+            upstreams,
+            settings,
+            api,
+            background=follow,
+            sinks=[logs.RequestLog(service.hello.log_level, service.hello.log_format)],
+            tracing=tracing.from_environment(os.environ),
         )
         serving = server(router, settings)
         await serving.serve([listener])

@@ -44,7 +44,6 @@ from tandem.router.relay import CHAT, COMPLETIONS, Relay
 from tandem.router.upstream import UpstreamError, Upstreams
 from tandem.settings import ApiSettings, RouterSettings
 from tandem.telemetry.events import RequestEnded, Sink
-from tandem.telemetry.logs import RequestLog
 from tandem.telemetry.metrics import Metrics
 from tandem.telemetry.tracing import Tracing
 
@@ -72,6 +71,7 @@ class Router:
 
     Args:
         background: runs as long as the router serves.
+        sinks: are told of each request, beside metrics and traces.
         tracing: makes each request part of a trace; None where nobody keeps them.
 
     Raises:
@@ -86,13 +86,14 @@ class Router:
         api: ApiSettings | None = None,
         *,
         background: Callable[[], Coroutine[Any, Any, None]] | None = None,
+        sinks: Sequence[Sink] = (),
         tracing: Tracing | None = None,
     ) -> None:
         self._settings = settings
         self._keys = Keys(settings)
         self._metrics = Metrics()
         self._tracing = tracing
-        self._sinks: tuple[Sink, ...] = (self._metrics, RequestLog(), *([tracing] if tracing else []))
+        self._sinks: tuple[Sink, ...] = (self._metrics, *sinks, *([tracing] if tracing else []))
         self._running: set[asyncio.Timeout] = set()
         self._draining = False
         form = Form(strict=(api or ApiSettings()).strict)
@@ -103,7 +104,7 @@ class Router:
             CHAT.path: Relay(CHAT, dispatch, contexts, settings, form),
         }
         tasks = [dispatch.follow, *([background] if background else [])]
-        self._rest = _api(fleet, upstreams, dispatch, self._metrics, _lifespan(upstreams, tracing, tasks))
+        self._rest = _api(fleet, upstreams, dispatch, self._metrics, _lifespan(upstreams, self._sinks, tasks))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -283,7 +284,7 @@ def _api(
 
 
 def _lifespan(
-    upstreams: Upstreams, tracing: Tracing | None, background: Sequence[Callable[[], Coroutine[Any, Any, None]]]
+    upstreams: Upstreams, sinks: Sequence[Sink], background: Sequence[Callable[[], Coroutine[Any, Any, None]]]
 ) -> Callable[[FastAPI], Any]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -297,8 +298,8 @@ def _lifespan(
                 if isinstance(outcome, Exception):
                     raise outcome
             upstreams.close()
-            if tracing is not None:
-                await asyncio.to_thread(tracing.close)
+            for sink in sinks:
+                await asyncio.to_thread(sink.close)
 
     return lifespan
 

@@ -1,9 +1,9 @@
 """One request and its answer, on ASGI's own terms: the body within its bounds, the answer, and the caller's leaving."""
 
 import asyncio
+import random
 import re
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from typing import Any, TypeVar
 
@@ -28,6 +28,56 @@ _SHOWN = 2000  # bytes of a body that a log shows, where it does
 
 class Disconnected(TandemError):
     """The caller went away; there is nobody to answer."""
+
+
+class Caller:
+    """The caller's end of a request's connection, of which the server knows: tells when it is gone, or too slow.
+
+    One request's work is done in its own task, which is cancelled by such news: a task of its own that waits for them
+    would cost more than the rest of a request's way through the router.
+    """
+
+    __slots__ = ("_task", "gone", "slow")
+
+    def __init__(self) -> None:
+        self.gone = False
+        self.slow = False
+        self._task: asyncio.Task[Any] | None = None
+
+    def leave(self) -> None:
+        """The connection is lost."""
+        self.gone = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def dawdle(self) -> None:
+        """The request's body has not come in time."""
+        self.slow = True
+        if self._task is not None:
+            self._task.cancel()
+
+    async def attend(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of ``work``, which is cancelled the moment there is news.
+
+        Raises:
+            Disconnected: the caller is gone.
+            TimeoutError: it is too slow.
+        """
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine runs in one
+        if self.gone:
+            work.close()
+            raise Disconnected
+        self._task = task
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if self.gone or self.slow:
+                task.uncancel()
+                raise (Disconnected if self.gone else TimeoutError) from None
+            raise
+        finally:
+            self._task = None
 
 
 class Exchange:
@@ -61,7 +111,7 @@ class Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send, timeout: float) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
-        self.id = f"req_{uuid.uuid4().hex}"
+        self.id = f"req_{random.getrandbits(128):032x}"  # noqa: S311 - a name, not a secret
         self.began = time.time()
         self.started = clock()
         self.deadline = self.started + timeout
@@ -85,13 +135,15 @@ class Exchange:
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.more_headers: dict[str, str] = {}
-        self._headers: Headers = scope["headers"]
+        self.caller_end: Caller = scope.get("tandem.caller") or Caller()
+        self._headers = dict(scope["headers"])
         self._receive = receive
         self._send = send
 
     def header(self, name: bytes) -> str:
         """One request header, by its lower-case name; empty where it was not sent."""
-        return next((value.decode("latin-1") for key, value in self._headers if key == name), "")
+        value: bytes | None = self._headers.get(name)
+        return "" if value is None else value.decode("latin-1")
 
     @property
     def client_id(self) -> str:
@@ -152,8 +204,7 @@ class Exchange:
         if length.isdigit() and int(length) > limit:
             raise _too_large(limit)
         try:
-            async with asyncio.timeout(timeout):
-                body = await self._body(limit)
+            body = await self.caller_end.attend(self._body(limit))
         except TimeoutError:
             raise ApiError(
                 408,
@@ -190,23 +241,12 @@ class Exchange:
             self.prompt_tokens, self.completion_tokens = usage.prompt_tokens, usage.completion_tokens
 
     async def while_connected(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of ``work``, which is cancelled the moment the caller goes away. Only after :meth:`body`.
+        """The result of ``work``, which is cancelled the moment the caller goes away.
 
         Raises:
             Disconnected: the caller went away first.
         """
-        working = asyncio.ensure_future(work)
-        leaving = asyncio.ensure_future(self._left())
-        try:
-            await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if not working.done():
-                raise Disconnected
-            return working.result()
-        finally:
-            leaving.cancel()
-            if not working.done():
-                working.cancel()
-                await asyncio.wait({working})
+        return await self.caller_end.attend(work)
 
     async def answer(
         self,
@@ -278,10 +318,6 @@ class Exchange:
         ]
         headers += [(name.encode(), value.encode("latin-1")) for name, value in self.more_headers.items()]
         return headers
-
-    async def _left(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
 
 
 def _too_large(limit: int) -> ApiError:

@@ -107,3 +107,6 @@ class Sink(Protocol):
 
     def request_ended(self, event: RequestEnded) -> None:
         """It was answered, or its caller left."""
+
+    def close(self) -> None:
+        """The router ends: what was not rendered yet is rendered now, within seconds."""

@@ -89,6 +89,9 @@ class Metrics:
             self._batch_size[model,].observe(event.inputs)
             self._embedding[model,].observe(event.seconds)
 
+    def close(self) -> None:
+        """Nothing is left to render."""
+
     def render(self, snapshot: Snapshot, loads: Iterable[Load], scraped: Mapping[str, str]) -> bytes:
         """Everything in Prometheus' text format.
 
