@@ -12,6 +12,10 @@ from tandem.router import checks
 
 E, C, CHAT = EmbeddingRequest, CompletionRequest, ChatCompletionRequest
 HI = [{"role": "user", "content": "hi"}]
+CALLING = {
+    "role": "assistant",
+    "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+}
 TOOL = {"type": "function", "function": {"name": "f"}}
 
 
@@ -77,7 +81,7 @@ TOOL = {"type": "function", "function": {"name": "f"}}
         (C, {"model": "m", "prompt": "a", "guided_regex": "a", "guided_choice": ["a"]}, "Only one of 'guided_regex' and 'guided_choice' can be used at a time.", "guided_choice", None),
         (C, {"model": "m", "prompt": "a", "response_format": {"type": "xml"}}, "Invalid value: 'xml'. Supported values are: 'text', 'json_object', 'json_schema' and 'structural_tag'.", "response_format.type", "invalid_value"),
         (C, {"model": "m", "prompt": "a", "response_format": {"type": "json_schema"}}, "Missing required parameter: 'response_format.json_schema'.", "response_format.json_schema", "missing_required_parameter"),
-        (C, {"model": "m", "prompt": "a", "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"maximum": 2**64}}}}, "Invalid 'response_format.json_schema.schema.maximum': the number is too large.", "response_format.json_schema.schema.maximum", "invalid_value"),
+        (C, {"model": "m", "prompt": "a", "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"maximum": 2**64}}}}, "Invalid 'response_format.json_schema.schema': a number in it is too large.", "response_format.json_schema.schema", "invalid_value"),
         (C, {"model": "m", "prompt": "a", "stream": True, "stream_options": {"include_obfuscation": True}}, "Unsupported parameter: 'stream_options.include_obfuscation'", "stream_options.include_obfuscation", "unsupported_parameter"),
         (CHAT, {"model": "m"}, "Missing required parameter: 'messages'.", "messages", "missing_required_parameter"),
         (CHAT, {"model": "m", "messages": []}, "Invalid 'messages': empty array.", "messages", "empty_array"),
@@ -93,6 +97,11 @@ TOOL = {"type": "function", "function": {"name": "f"}}
         (CHAT, {"model": "m", "messages": [{"role": "user", "content": 5}]}, "Invalid type for 'messages[0].content': expected a string", "messages[0].content", "invalid_type"),
         (CHAT, {"model": "m", "messages": [*HI, {"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f"}}]}]}, "Missing required parameter: 'messages[1].tool_calls[0].function.arguments'.", "messages[1].tool_calls[0].function.arguments", "missing_required_parameter"),
         (CHAT, {"model": "m", "messages": [*HI, {"role": "tool", "content": "x"}]}, "Missing required parameter: 'messages[1].tool_call_id'.", "messages[1].tool_call_id", "missing_required_parameter"),
+        (CHAT, {"model": "m", "messages": [*HI, {"role": "tool", "tool_call_id": "1", "content": "x"}]}, "Invalid parameter: messages with role 'tool' must be a response", "messages.[1].role", None),
+        (CHAT, {"model": "m", "messages": [*HI, CALLING, *HI]}, "An assistant message with 'tool_calls' must be followed by tool messages responding to each 'tool_call_id'. The following tool_call_ids did not have response messages: c1", "messages.[1].role", None),
+        (CHAT, {"model": "m", "messages": [*HI, CALLING]}, "An assistant message with 'tool_calls' must be followed", "messages.[1].role", None),
+        (CHAT, {"model": "m", "messages": HI, "parallel_tool_calls": True}, "Invalid value for 'parallel_tool_calls'", "parallel_tool_calls", None),
+        (CHAT, {"model": "m", "messages": HI, "tools": [TOOL] * 129}, "Invalid 'tools': array too long. Expected an array with maximum length 128", "tools", "array_above_max_length"),
         (CHAT, {"model": "m", "messages": HI, "tools": []}, "Invalid 'tools': empty array.", "tools", "empty_array"),
         (CHAT, {"model": "m", "messages": HI, "tools": [{"type": "function"}]}, "Missing required parameter: 'tools[0].function'.", "tools[0].function", "missing_required_parameter"),
         (CHAT, {"model": "m", "messages": HI, "tools": [{"type": "custom", "custom": {}}]}, "Invalid value: 'custom'. Supported values are: 'function'.", "tools[0].type", "invalid_value"),
@@ -142,6 +151,30 @@ def test_messages_pass_whole() -> None:
         {"role": "assistant", "tool_calls": [call], "reasoning": "hm"},
         messages[2],
     ]
+
+
+@pytest.mark.parametrize(
+    ("model", "body"),
+    [
+        (CHAT, {"messages": [0] * 300_000}),
+        (CHAT, {"messages": HI, "metadata": {str(n): n for n in range(300_000)}}),
+        (CHAT, {"messages": HI, "tools": [{"type": "function", "function": {"name": "f", "parameters": {"k" * 10**6: [0] * 20_000, "x": 2**70}}}]}),
+        (CHAT, {"messages": HI, "documents": [{"a": 0}] * 300_000}),
+        (C, {"prompt": "a", "stop_token_ids": ["x"] * 300_000}),
+        (C, {"prompt": "a", "bad_words": [0] * 300_000}),
+        (C, {"prompt": "a", "logit_bias": {str(n): "x" for n in range(300_000)}}),
+        (C, {"prompt": "a"} | {f"k{n}": 0 for n in range(300_000)}),
+        (C, {"prompt": "a", "n": 10**4000}),
+        (E, {"input": [0.5] * 300_000}),
+    ],
+)  # fmt: skip
+@pytest.mark.timeout(10)
+def test_a_large_wrong_request_is_refused_shortly(model: type[E | C | CHAT], body: dict[str, Any]) -> None:
+    """One complaint is enough, and it repeats no more than the beginning of what is wrong."""
+    with pytest.raises(ApiError) as caught:
+        checks.parse(model, json.dumps({"model": "m", **body}).encode())
+    assert len(caught.value.message) < 1000
+    assert len(caught.value.param or "") <= 200
 
 
 def test_what_is_not_strict_passes_all_but_the_engine_s_levers() -> None:

@@ -506,12 +506,12 @@ async def test_silence_opens_the_breaker(route: str, child: Child, front: Front)
 
 
 async def test_the_breaker_spares_an_engine_that_fails(child: Child, client: httpx2.AsyncClient) -> None:
-    """Of a hundred requests, retries and all, it sees as many as open the breaker."""
+    """Of a hundred requests it sees as many as open the breaker: each counts once, however often it is asked again."""
     child.misbehave("status", status=500)
     answers = [await ask(client, P) for _ in range(100)]
     seen = Counter((got.status_code, error(got)["code"]) for got in answers)
     assert set(seen) == {(502, "engine_error"), (503, "engine_failing")}
-    assert child["asked"] == retry.Breaker.CONSECUTIVE
+    assert retry.Breaker.CONSECUTIVE <= child["asked"] <= retry.Breaker.CONSECUTIVE * retry.ATTEMPTS
 
 
 @pytest.mark.usefixtures("unbreakable")
@@ -647,7 +647,8 @@ async def test_a_caller_who_does_not_read_stops_the_engine(child: Child, front: 
         slow.setblocking(False)
         loop = asyncio.get_running_loop()
         await loop.sock_connect(slow, (client.base_url.host, client.base_url.port))
-        head = f"POST {ROUTES[S][0]} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+        head = f"POST {ROUTES[S][0]} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(body)}\r\n"
+        head += "content-type: application/json\r\n\r\n"
         await loop.sock_sendall(slow, head.encode() + body)
         await child.until("asked", 1)
         before = -1

@@ -6,6 +6,7 @@ import json
 import ssl
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,76 @@ async def test_a_connection_on_which_nothing_is_said_is_closed(fleet: Fleet) -> 
         reader, writer = await asyncio.open_connection(*address.removeprefix("http://").split(":"))
         assert await asyncio.wait_for(reader.read(), 20) == b""
         writer.close()
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/nowhere"])
+async def test_trailers_are_neither_kept_nor_headers(path: str, fleet: Fleet) -> None:
+    """Endless ones end the connection, whatever was answered to their request."""
+    async with serving(fleet, api_key="k") as (_, address):
+        head = b"POST " + path.encode() + b" HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        chunked = b"transfer-encoding: chunked\r\n"
+        closing = head + chunked + b"connection: close\r\n\r\n0\r\nauthorization: Bearer k\r\n\r\n"
+        assert (await raw(address, closing))[0] == 401
+        reader, writer = await asyncio.open_connection(*address.removeprefix("http://").split(":"))
+        writer.write(head + chunked + b"\r\n0\r\n")
+
+        async def trail() -> None:
+            while True:
+                writer.write(b"x-trailer: " + b"x" * 10_000 + b"\r\n")
+                await writer.drain()
+                await asyncio.sleep(0.001)
+
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(trail(), 20)
+        with suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def test_who_offers_to_speak_http_2_is_answered_all_the_same(fleet: Fleet) -> None:
+    """Java's client does, with each of its first requests."""
+    body = json.dumps(ASK).encode()
+    offer = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAABAAMAAABk\r\n"
+    async with serving(fleet) as (_, address):
+        reader, writer = await asyncio.open_connection(*address.removeprefix("http://").split(":"))
+        writer.write(POST + offer + b"content-length: %d\r\n\r\n" % len(body) + body)
+        assert (await asyncio.wait_for(reader.readline(), 20)).split()[1] == b"200"
+        writer.close()
+
+
+async def test_who_does_not_read_is_given_up(
+    fleet: Fleet, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what waited for them is forgotten."""
+    monkeypatch.setattr("tandem.router.server._UNREAD", 0.2)
+    large = json.dumps({**COMPLETION, "choices": [{"index": 0, "text": "x" * 30_000_000}]}).encode()
+    engine.scripts["/v1/completions"] = answer(None, raw=large)
+    body = json.dumps(ASK).encode()
+    async with serving(fleet) as (made, address):
+        _, writer = await asyncio.open_connection(*address.removeprefix("http://").split(":"), limit=1024)
+        writer.write(POST + b"content-length: %d\r\n\r\n" % len(body) + body)
+        async with asyncio.timeout(20):
+            while not made.server_state.total_requests:
+                await asyncio.sleep(0.01)
+            while made.server_state.connections:
+                await asyncio.sleep(0.01)
+        writer.transport.abort()
+
+
+async def test_pages_need_to_be_allowed(fleet: Fleet) -> None:
+    """Without keys, a page that a browser on this machine happens to show must not be able to call."""
+    async with fronting(fleet) as client:
+        got = await client.post("/v1/completions", json=ASK, headers={"Origin": "https://evil.example.org"})
+        assert (got.status_code, got.json()["error"]["type"]) == (403, "invalid_request_error")
+        for origin in ("http://localhost:3000", "http://127.0.0.1:8080"):
+            assert (await client.post("/v1/completions", json=ASK, headers={"Origin": origin})).status_code == 200
+        untyped = await client.post("/v1/completions", content=json.dumps(ASK).encode())
+        assert untyped.status_code == 415
+    async with fronting(fleet, insecure=True) as client:
+        got = await client.post("/v1/completions", json=ASK, headers={"Origin": "https://evil.example.org"})
+        assert got.status_code == 200
 
 
 async def test_compressed_bodies_are_not_unpacked(fleet: Fleet, engine: ScriptedEngine) -> None:
@@ -156,7 +227,7 @@ async def test_no_page_may_call_unless_configured(fleet: Fleet) -> None:
     origin = {"Origin": "https://chat.example.org"}
     asking = origin | {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
     async with fronting(fleet) as client:
-        got = await client.post("/v1/completions", json=ASK, headers=origin)
+        got = await client.get("/v1/models", headers=origin)
         assert not [name for name in got.headers if name.startswith("access-control")]
         assert (await client.options("/v1/completions", headers=asking)).status_code == 405
     async with fronting(fleet, cors_origins=["https://chat.example.org"], api_key="k") as client:

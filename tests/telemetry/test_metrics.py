@@ -6,7 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tandem.fleet import Engine, Snapshot, State
 from tandem.telemetry.events import Load, RequestEnded, Sink
-from tandem.telemetry.metrics import Metrics
+from tandem.telemetry.metrics import Metrics, merged
 
 EMBEDDED = RequestEnded(
     id="1",
@@ -59,11 +59,12 @@ def counted(*events: RequestEnded) -> Metrics:
     return metrics
 
 
-def samples(
-    metrics: Metrics, *engines: Engine, loads: tuple[Load, ...] = (), scraped: dict[str, str] | None = None
-) -> Samples:
-    """By name and label values, what a scrape reads."""
-    text = metrics.render(Snapshot(engines), loads, scraped or {}).decode()
+def samples(metrics: Metrics, *engines: Engine, loads: tuple[Load, ...] = ()) -> Samples:
+    """By name and label values, what a scrape reads of the router's own."""
+    return parsed(metrics.render(Snapshot(engines), loads).decode())
+
+
+def parsed(text: str) -> Samples:
     return {
         (sample.name, frozenset(sample.labels.values())): sample.value
         for family in text_string_to_metric_families(text)
@@ -199,9 +200,11 @@ def test_engines_that_are_gone_are_not_told_of() -> None:
 
 
 def test_engines_own_series_carry_their_names() -> None:
-    """vLLM's label `engine` makes way for the engine's name; families that are not vLLM's are left out."""
+    """vLLM's label `engine` makes way for the engine's name; families that are not vLLM's are left out, and so is an
+    engine that talks nonsense."""
     own = '# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running{{engine="0"}} {}\nprocess_open_fds 5\n'
-    read = samples(Metrics(), A, B, scraped={"a": own.format(1), "b": own.format(2)})
+    scraped = {"a": own.format(1).encode(), "b": own.format(2).encode(), "c": b"<html>", "d": b"\xff"}
+    read = parsed(merged(scraped).decode())
     assert read["vllm:num_requests_running", frozenset({"0", "a"})] == 1
     assert read["vllm:num_requests_running", frozenset({"0", "b"})] == 2
     assert not [name for name, _ in read if name.startswith("process_")]

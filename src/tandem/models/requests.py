@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -21,6 +22,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 LARGEST = 2**31 - 1  # of a number that an engine keeps in an int32, or that no model comes near
 _SEED = 2**63
@@ -32,6 +34,7 @@ Texts = Annotated[list[StrictStr], Field(min_length=1, fail_fast=True)]
 TokenLists = Annotated[list[TokenIds], Field(min_length=1, fail_fast=True)]
 Prompt = StrictStr | Texts | TokenIds | TokenLists
 MAX_INPUTS = 2048
+MOST_KEYS = 1024
 MAX_TOKENS = 16  # of a completion, where the caller does not say
 MAX_PROMPTS = 1024  # vLLM's own bound, VLLM_MAX_COMPLETION_PROMPTS
 
@@ -50,8 +53,12 @@ INTERNAL = frozenset(
         "data_parallel_rank",
         "ec_transfer_params",
         "kv_transfer_params",
+        "mm_payload",
         "priority",
+        "prompt_embeds",
         "request_id",
+        "return_mm_kwargs",
+        "routed_experts_prompt_start",
         "session_id",
         "vllm_xargs",
     }
@@ -75,6 +82,18 @@ NOT_FORWARDED = {
 }
 
 
+def _few(values: Any) -> Any:
+    """Refuse an object with more keys than anybody needs: each wrong one would be complained of by itself."""
+    if isinstance(values, dict) and len(values) > MOST_KEYS:
+        raise PydanticCustomError(
+            "too_long", "too many keys", {"max_length": MOST_KEYS, "actual_length": len(values), "field_type": "Object"}
+        )
+    return values
+
+
+_FEW = BeforeValidator(_few)
+
+
 class _Shape(BaseModel):
     """An object of the API."""
 
@@ -84,7 +103,7 @@ class _Shape(BaseModel):
     @classmethod
     def _null_is_absent(cls, values: object) -> object:
         if isinstance(values, dict):
-            return {key: value for key, value in values.items() if value is not None}
+            return {key: value for key, value in _few(values).items() if value is not None}
         return values
 
 
@@ -151,12 +170,12 @@ class _Sampling(_Request):
     """What completions and chat share, OpenAI's first, then vLLM's documented extensions."""
 
     frequency_penalty: Annotated[float, Field(ge=-2, le=2, strict=True)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], _FEW] | None = None
     max_tokens: Annotated[StrictInt, Field(ge=0)] | None = None
     n: Annotated[StrictInt, Field(ge=1, le=128)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2, strict=True)] | None = None
     seed: Annotated[StrictInt, Field(ge=-_SEED, le=_SEED - 1)] | None = None
-    stop: StrictStr | Annotated[list[StrictStr], Field(max_length=4)] | None = None
+    stop: StrictStr | Annotated[list[StrictStr], Field(max_length=4, fail_fast=True)] | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Field(ge=0, le=2, strict=True)] | None = None
@@ -164,10 +183,10 @@ class _Sampling(_Request):
 
     add_special_tokens: StrictBool | None = None
     allowed_token_ids: TokenIds | None = None
-    bad_words: list[Annotated[StrictStr, Field(min_length=1)]] | None = None
+    bad_words: Annotated[list[Annotated[StrictStr, Field(min_length=1)]], Field(fail_fast=True)] | None = None
     guided_json: dict[str, Any] | StrictStr | None = None
     guided_regex: StrictStr | None = None
-    guided_choice: list[StrictStr] | None = None
+    guided_choice: Annotated[list[StrictStr], Field(fail_fast=True)] | None = None
     guided_grammar: StrictStr | None = None
     ignore_eos: StrictBool | None = None
     include_stop_str_in_output: StrictBool | None = None
@@ -176,13 +195,13 @@ class _Sampling(_Request):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     min_tokens: Count | None = None
     prompt_logprobs: Annotated[StrictInt, Field(ge=-1, le=LARGEST)] | None = None
-    repetition_detection: dict[str, Count] | None = None
+    repetition_detection: Annotated[dict[str, Count], _FEW] | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
     response_format: ResponseFormat | None = None
     return_tokens_as_token_ids: StrictBool | None = None
     skip_special_tokens: StrictBool | None = None
     spaces_between_special_tokens: StrictBool | None = None
-    stop_token_ids: list[Count] | None = None
+    stop_token_ids: Annotated[list[Count], Field(fail_fast=True)] | None = None
     stream_interval: Annotated[StrictInt, Field(ge=1, le=LARGEST)] | None = None
     structured_outputs: dict[str, Any] | None = None
     thinking_token_budget: Annotated[StrictInt, Field(ge=-1, le=LARGEST)] | None = None
@@ -297,7 +316,7 @@ class ChatMessage(_Open):
     role: Literal["developer", "system", "user", "assistant", "tool", "function"]
     content: StrictStr | Annotated[list[Part], Field(min_length=1, fail_fast=True)] | None = None
     name: StrictStr | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(min_length=1, fail_fast=True)] | None = None
     tool_call_id: StrictStr | None = None
 
 
@@ -333,11 +352,11 @@ class NamedToolChoice(_Closed):
 class ChatCompletionRequest(_Sampling):
     """``POST /v1/chat/completions``."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
     logprobs: StrictBool | None = None
     max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
-    metadata: dict[str, StrictStr] | None = None
-    modalities: list[Literal["text", "audio"]] | None = None
+    metadata: Annotated[dict[str, StrictStr], _FEW] | None = None
+    modalities: Annotated[list[Literal["text", "audio"]], Field(fail_fast=True)] | None = None
     parallel_tool_calls: StrictBool | None = None
     prompt_cache_key: StrictStr | None = None
     prompt_cache_options: dict[str, Any] | None = None
@@ -347,7 +366,7 @@ class ChatCompletionRequest(_Sampling):
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
     store: StrictBool | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
-    tools: Annotated[list[Tool], Field(min_length=1, fail_fast=True)] | None = None
+    tools: Annotated[list[Tool], Field(min_length=1, max_length=128, fail_fast=True)] | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
 
@@ -363,8 +382,8 @@ class ChatCompletionRequest(_Sampling):
     chat_template: StrictStr | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: StrictBool | None = None
-    documents: list[dict[str, StrictStr]] | None = None
+    documents: Annotated[list[Annotated[dict[str, StrictStr], _FEW]], Field(fail_fast=True)] | None = None
     echo: StrictBool | None = None
     include_reasoning: StrictBool | None = None
-    media_io_kwargs: dict[str, dict[str, Any]] | None = None
+    media_io_kwargs: Annotated[dict[str, dict[str, Any]], _FEW] | None = None
     mm_processor_kwargs: dict[str, Any] | None = None

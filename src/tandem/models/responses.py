@@ -88,10 +88,10 @@ class ChatLogprobs(Struct):
 class Message(Struct):
     """A chat's answer. ``reasoning``, by either name that engines give it, is the one key beyond the specification."""
 
-    role: str
+    role: str | None = None
     content: str | None = None
     refusal: str | None = None
-    tool_calls: list[Raw] | UnsetType = UNSET
+    tool_calls: list[Raw] | None | UnsetType = UNSET
     reasoning: str | None | UnsetType = UNSET
     reasoning_content: str | None | UnsetType = UNSET
 
@@ -114,10 +114,10 @@ class ChatCompletion(Struct):
 
 
 class Delta(Struct):
-    role: str | UnsetType = UNSET
+    role: str | None | UnsetType = UNSET
     content: str | None | UnsetType = UNSET
     refusal: str | None | UnsetType = UNSET
-    tool_calls: list[Raw] | UnsetType = UNSET
+    tool_calls: list[Raw] | None | UnsetType = UNSET
     reasoning: str | None | UnsetType = UNSET
     reasoning_content: str | None | UnsetType = UNSET
 

@@ -18,6 +18,7 @@ from tandem.telemetry.events import Load
 
 _SOON = 5.0  # seconds after which to ask again where nobody knows better
 _NEWS = 2.0  # seconds within which whoever watches an engine hears of its end
+_MOST_QUEUED = 256 * 2**20  # bytes of requests that wait, all queues together
 _LATEST = 60.0  # OpenAI's SDKs heed no longer Retry-After
 
 
@@ -48,14 +49,15 @@ class Lease:
 
     def succeeded(self) -> None:
         """The engine answered."""
-        self._seat.breaker.succeeded()
+        if self._probe or not self._seat.breaker.open:
+            self._seat.breaker.succeeded()
         self._admission.release(self._seat)
 
-    def failed(self, *, gone: bool = False) -> None:
-        """The engine is at fault; ``gone``, if it seems to have ended."""
+    def failed(self, *, gone: bool = False, counts: bool = True) -> None:
+        """The engine is at fault; ``gone``, if it seems to have ended. Not each fault ``counts`` for the breaker."""
         clock, seat = time.monotonic(), self._seat
         if self.engine.started == seat.engine.started:  # else it has ended since, and this is stale news
-            if self._probe or not seat.breaker.open:
+            if self._probe or (counts and not seat.breaker.open):
                 seat.breaker.failed(clock)
             if gone:
                 seat.suspect_until = clock + _NEWS
@@ -80,6 +82,7 @@ class Admission:
         self._settings = settings
         self._seats: dict[str, Seat] = {}
         self._queues: dict[str, deque[_Place]] = {}
+        self._queued_bytes = 0
 
     def loads(self) -> list[Load]:
         """What every engine that was asked so far has to do; for metrics."""
@@ -94,7 +97,9 @@ class Admission:
             for name, seat in self._seats.items()
         ]
 
-    async def lease(self, engine: Engine, *, deadline: float, patient: bool = False, tried: str = "") -> Lease:
+    async def lease(
+        self, engine: Engine, *, deadline: float, patient: bool = False, tried: str = "", size: int = 0
+    ) -> Lease:
         """A lease of ``engine`` or of one of its replicas: the one that is fit and has the least in flight.
 
         Args:
@@ -102,6 +107,7 @@ class Admission:
             patient: wait for an engine that is coming back for as long as the deadline allows, not just for
                 ``queue_timeout``: for requests that an engine's death has hit.
             tried: name of the engine that has just failed: another one is preferred.
+            size: bytes that are held while it waits.
 
         Raises:
             ApiError: 503, none is there, or all are full, and will be for too long.
@@ -120,14 +126,16 @@ class Admission:
                     return Lease(self, seat)
                 pause = self._pause(engine, soon - loop.time(), deadline - loop.time(), patient=patient)
                 if place is None:
-                    if len(queue) >= self._settings.max_queue:
+                    if len(queue) >= self._settings.max_queue or self._queued_bytes + size > _MOST_QUEUED:
                         raise _overloaded(engine)
                     place = _Place(loop)
                     queue.append(place)
+                    self._queued_bytes += size
                 await place.called(pause)
         finally:
             if place is not None:
                 queue.remove(place)
+                self._queued_bytes -= size
                 self._call(queue, 1)  # there may be room for the next one, too
 
     def release(self, seat: Seat) -> None:
@@ -142,6 +150,7 @@ class Admission:
             gone: called with an engine whose process is gone, of which answers may still be awaited.
         """
         lives: dict[str, tuple[float, bool]] = {}
+        away: set[str] = set()
         async for snapshot in self._fleet.snapshots():
             for engine in snapshot.engines:
                 seat = self._seats.get(engine.name)
@@ -151,8 +160,9 @@ class Admission:
                         seat.breaker.reset()
                         seat.suspect_until = 0.0
                 lives[engine.name] = engine.started, engine.ready
-                if engine.away and engine.url:
+                if engine.away and engine.url and engine.name not in away:
                     gone(engine)
+                (away.add if engine.away else away.discard)(engine.name)
             for queue in self._queues.values():
                 self._call(queue, len(queue))
 

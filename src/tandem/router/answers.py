@@ -81,6 +81,7 @@ class Form:
             _finish(choice)
         if isinstance(decoded, ChatCompletion):
             for choice in decoded.choices:
+                choice.message.role = choice.message.role or "assistant"
                 choice.message.tool_calls = choice.message.tool_calls or UNSET
                 _without_empty_reasoning(choice.message)
         elif asked.best:
@@ -107,6 +108,7 @@ class Form:
         usage = _counted(decoded)
         if isinstance(decoded, ChatCompletionChunk):
             for choice in decoded.choices:
+                choice.delta.role = choice.delta.role or UNSET
                 choice.delta.tool_calls = choice.delta.tool_calls or UNSET
                 _without_empty_reasoning(choice.delta)
         self._hide(decoded, asked)
@@ -116,7 +118,8 @@ class Form:
             return b"", usage
         else:
             decoded.usage = UNSET
-        return b"data: " + self._write(decoded, event) + b"\n\n", usage
+        written = self._write(decoded, event) if asked.usage or self.strict else _with_extras(decoded, event, "usage")
+        return b"data: " + written + b"\n\n", usage
 
     @staticmethod
     def _hide(decoded: Any, asked: Asked) -> None:
@@ -139,8 +142,11 @@ def _strictly(decoded: object, _: bytes) -> bytes:
     return _encode(decoded)
 
 
-def _with_extras(decoded: object, body: bytes) -> bytes:
-    return _encode(_merged(msgspec.to_builtins(decoded), msgspec.json.decode(body)))
+def _with_extras(decoded: object, body: bytes, hidden: str = "") -> bytes:
+    """Both together; of the engine's, all but the key ``hidden``."""
+    said = msgspec.json.decode(body)
+    said.pop(hidden, None)
+    return _encode(_merged(msgspec.to_builtins(decoded), said))
 
 
 def _merged(ours: Any, theirs: Any) -> Any:

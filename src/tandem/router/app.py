@@ -7,9 +7,10 @@ them, are FastAPI's.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 from fastapi import FastAPI, Request, Response
@@ -44,7 +45,7 @@ from tandem.router.relay import CHAT, COMPLETIONS, Relay
 from tandem.router.upstream import UpstreamError, Upstreams
 from tandem.settings import ApiSettings, RouterSettings
 from tandem.telemetry.events import RequestEnded, Sink
-from tandem.telemetry.metrics import Metrics
+from tandem.telemetry.metrics import Metrics, merged
 from tandem.telemetry.tracing import Tracing
 
 Handler = Callable[[Exchange], Awaitable[None]]
@@ -52,7 +53,9 @@ Handler = Callable[[Exchange], Awaitable[None]]
 _log = logging.getLogger("tandem.router")
 _CLIENT_LEFT = 499  # nginx's status for a caller that went away; never sent
 _SCRAPE_TIMEOUT = 2.0
+_LARGEST_SCRAPE = 8 * 2**20
 _LAST_WORDS = 5.0
+_LOCAL = {"localhost", "127.0.0.1", "::1"}
 _PLAIN = {
     "/",
     "/livez",
@@ -134,7 +137,8 @@ class Router:
     def _cut_off(self) -> None:
         now = asyncio.get_running_loop().time()
         for running in self._running:
-            running.reschedule(now)
+            if not running.expired():
+                running.reschedule(now)
 
     async def _answer(self, exchange: Exchange, scope: Scope, receive: Receive) -> None:
         """Every request ends in an answer: the handler's, or an error in OpenAI's form."""
@@ -157,9 +161,11 @@ class Router:
             _log.exception("%s %s %s failed", exchange.id, exchange.method, exchange.path)
             refusal = answers.our_fault()
         exchange.error = refusal.code or refusal.type
-        with suppress(TimeoutError):  # a caller who has stopped reading is not waited for
+        try:
             async with asyncio.timeout(_LAST_WORDS):
                 await exchange.fail(refusal.status, answers.body(refusal), answers.event(refusal), refusal.headers)
+        except TimeoutError:  # a caller who has stopped reading is not waited for
+            exchange.caller_end.abort()
 
     async def _handle(self, exchange: Exchange, scope: Scope, receive: Receive, limit: asyncio.Timeout) -> None:
         """The guards, in order, and the route."""
@@ -171,11 +177,29 @@ class Router:
             return
         if exchange.method != "POST":
             raise _wrong_method(exchange.method, exchange.path, "POST")
+        self._from_a_page(exchange)
         exchange.hurry()
         if exchange.hurried:
             limit.reschedule(asyncio.get_running_loop().time() + exchange.deadline - clock())
         self._keys.charge(exchange)
         await handler(exchange)
+
+    def _from_a_page(self, exchange: Exchange) -> None:
+        """Without keys, whoever can make a browser on this machine open a page could call: refuse foreign pages.
+
+        Raises:
+            ApiError: 403, the request is of a page that is not among ``cors_origins``.
+        """
+        origin = exchange.header(b"origin")
+        allowed = self._settings.cors_origins
+        if not origin or self._settings.keys or self._settings.insecure or origin in allowed or "*" in allowed:
+            return
+        if urlsplit(origin).hostname not in _LOCAL:
+            raise ApiError(
+                403,
+                f"Pages of {origin:.200} may not call this service. Whoever runs it can allow that: with keys, or with "
+                "'cors_origins'.",
+            )
 
     def ready(self, snapshot: Snapshot) -> bool:
         """Whether it makes sense to send requests here."""
@@ -235,6 +259,7 @@ def _api(
         version=__version__,
         lifespan=lifespan,
         redoc_url=None,
+        redirect_slashes=False,
         exception_handlers={HTTPException: _refuse, ApiError: _refuse_api, Exception: _refuse_bug},
     )
 
@@ -260,11 +285,11 @@ def _api(
 
     @api.get("/metrics", summary="Prometheus metrics: the router's and each engine's", tags=["service"])
     async def all_metrics() -> Response:
-        snapshot = fleet.now
-        engines = [engine for engine in snapshot.engines if engine.ready]
+        engines = [engine for engine in fleet.now.engines if engine.ready]
         texts = await asyncio.gather(*(_scrape(upstreams, engine.url) for engine in engines))
         scraped = {engine.name: text for engine, text in zip(engines, texts, strict=True) if text}
-        body = metrics.render(snapshot, dispatch.admission.loads(), scraped)
+        theirs = await asyncio.to_thread(merged, scraped)  # long texts, and requests go on meanwhile
+        body = metrics.render(fleet.now, dispatch.admission.loads()) + theirs
         return Response(body, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @api.get("/v1/models", summary="The models that are served", tags=["OpenAI"])
@@ -304,17 +329,17 @@ def _lifespan(
     return lifespan
 
 
-async def _scrape(upstreams: Upstreams, url: str) -> str:
+async def _scrape(upstreams: Upstreams, url: str) -> bytes:
     """An engine's own metrics; empty if it does not give them in time."""
     try:
         async with asyncio.timeout(_SCRAPE_TIMEOUT):
             answer = await upstreams.to(url).request("GET", "/metrics")
             try:
-                return (await answer.read()).decode() if answer.status == 200 else ""
+                return await answer.read(_LARGEST_SCRAPE) if answer.status == 200 else b""
             finally:
                 answer.close()
     except (TimeoutError, UpstreamError):
-        return ""
+        return b""
 
 
 async def _refuse(request: Request, exc: Exception) -> Response:

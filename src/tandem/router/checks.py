@@ -30,6 +30,7 @@ from tandem.models.requests import (
 R = TypeVar("R", EmbeddingRequest, CompletionRequest, ChatCompletionRequest)
 
 _PROMPTS = {"input", "prompt"}
+_LONGEST_PATH = 200
 _UNSUPPORTED = ("audio", "function_call", "functions", "moderation", "prediction", "web_search_options")
 # What vLLM's beam search does not heed, and does not say so.
 _NOT_WITH_BEAMS = (
@@ -254,18 +255,19 @@ def _constraints(request: CompletionRequest | ChatCompletionRequest) -> None:
     _numbers("guided_json", request.guided_json)
 
 
-def _numbers(path: str, schema: object) -> None:
+def _numbers(name: str, schema: object) -> None:
     """Refuse numbers that no engine can take over: those beyond 64 bits, and those that are none."""
-    if isinstance(schema, dict):
-        for key, value in schema.items():
-            _numbers(f"{path}.{key}", value)
-    elif isinstance(schema, list):
-        for index, value in enumerate(schema):
-            _numbers(f"{path}[{index}]", value)
-    elif (isinstance(schema, int) and not -(2**63) <= schema < 2**63) or (
-        isinstance(schema, float) and not isfinite(schema)
-    ):
-        raise ApiError(400, f"Invalid '{path:.200}': the number is too large.", param=path[:200], code="invalid_value")
+    rest = [schema]
+    while rest:
+        value = rest.pop()
+        if isinstance(value, dict):
+            rest.extend(value.values())
+        elif isinstance(value, list):
+            rest.extend(value)
+        elif (isinstance(value, int) and not -(2**63) <= value < 2**63) or (
+            isinstance(value, float) and not isfinite(value)
+        ):
+            raise ApiError(400, f"Invalid '{name}': a number in it is too large.", param=name, code="invalid_value")
 
 
 def _completion(request: CompletionRequest) -> None:
@@ -311,6 +313,7 @@ def _chat(request: ChatCompletionRequest) -> None:
         raise _unsupported(unsupported[0])
     for index, message in enumerate(request.messages):
         _message(index, message)
+    _tool_messages(request.messages)
     _tools(request)
     if request.continue_final_message and request.add_generation_prompt:
         raise ApiError(
@@ -357,8 +360,42 @@ def _message(index: int, message: ChatMessage) -> None:
                 )
 
 
+def _tool_messages(messages: Sequence[ChatMessage]) -> None:
+    """Each tool call has its answer, at once; and no answer is without its call."""
+    due: list[str] = []
+    asking = 0
+    for index, message in enumerate(messages):
+        if message.role == "tool":
+            if message.tool_call_id not in due:
+                raise ApiError(
+                    400,
+                    "Invalid parameter: messages with role 'tool' must be a response to a preceeding message with "
+                    "'tool_calls'.",
+                    param=f"messages.[{index}].role",
+                )
+            due.remove(message.tool_call_id)
+            continue
+        if due:
+            break
+        due, asking = [call.id for call in message.tool_calls or ()], index
+    if due:
+        raise ApiError(
+            400,
+            "An assistant message with 'tool_calls' must be followed by tool messages responding to each "
+            f"'tool_call_id'. The following tool_call_ids did not have response messages: {', '.join(due):.200}",
+            param=f"messages.[{asking}].role",
+        )
+
+
 def _tools(request: ChatCompletionRequest) -> None:
     choice, tools = request.tool_choice, request.tools or []
+    if request.parallel_tool_calls is not None and not tools:
+        raise ApiError(
+            400,
+            "Invalid value for 'parallel_tool_calls': 'parallel_tool_calls' is only allowed when 'tools' are "
+            "specified.",
+            param="parallel_tool_calls",
+        )
     for index, tool in enumerate(tools):
         _numbers(f"tools[{index}].function.parameters", tool.function.parameters)
     if choice in (None, "none"):
@@ -494,7 +531,7 @@ def out_of_range(path: str, value: object, kind: str, context: Mapping[str, Any]
     side, sign = ("above maximum", "<=") if above else ("below minimum", ">" if kind == "greater_than" else ">=")
     return ApiError(
         400,
-        f"Invalid '{path}': {number} {side} value. Expected a value {sign} {bound:g}, but got {value} instead.",
+        f"Invalid '{path}': {number} {side} value. Expected a value {sign} {bound:g}, but got {value!s:.50} instead.",
         param=path,
         code=f"{number}_{'above_max' if above else 'below_min'}_value",
     )
@@ -576,4 +613,4 @@ def _path(loc: Sequence[int | str]) -> str:
             path += f"[{part}]"
         elif part.isidentifier() and part.islower() and part not in {"str", "int", "bool", "float", "list", "dict"}:
             path += f".{part}" if path else part
-    return path
+    return path[:_LONGEST_PATH]

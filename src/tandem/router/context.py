@@ -1,6 +1,7 @@
 """Whether prompt and answer fit into a model's context. vLLM shortens the answer in silence; OpenAI refuses."""
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -11,8 +12,19 @@ from tandem.router import checks
 from tandem.router.upstream import UpstreamError, Upstreams
 
 _SPECIAL = 8  # special tokens that a tokenizer may add to a text
-_TEMPLATE = 512  # bytes that a chat template may add to its messages
-_PATIENCE = 5.0
+_TEMPLATE = 4096  # bytes that a chat template may add to its messages
+_PATIENCE = 5.0  # seconds, for all prompts of a request
+# What the length of a chat's prompt depends on.
+_TEMPLATED = {
+    "messages",
+    "tools",
+    "documents",
+    "chat_template",
+    "chat_template_kwargs",
+    "add_generation_prompt",
+    "continue_final_message",
+    "add_special_tokens",
+}
 
 
 class _Tokenized(msgspec.Struct):
@@ -21,62 +33,61 @@ class _Tokenized(msgspec.Struct):
 
 
 class Contexts:
-    """Counts where it must. No token is shorter than a byte, so most requests fit by their length alone."""
+    """Counts where it must. No token of a text is shorter than a byte, so most requests fit by their length alone."""
 
     def __init__(self, upstreams: Upstreams) -> None:
         self._upstreams = upstreams
 
     async def check(self, engine: Engine, request: CompletionRequest | ChatCompletionRequest, body_bytes: int) -> None:
-        """Refuse what does not fit.
+        """Refuse what does not fit. An engine that does not tell how long a prompt is decides for itself.
 
         Args:
+            engine: the one that is going to be asked.
             body_bytes: the length of the caller's body.
 
         Raises:
             ApiError: 400, prompt and answer have more tokens than the context.
         """
-        if not engine.context or not engine.ready or request.truncate_prompt_tokens is not None:
+        if not engine.context or request.truncate_prompt_tokens is not None:
             return
-        if isinstance(request, CompletionRequest):
-            await self._completion(engine, request)
-            return
+        with suppress(TimeoutError, UpstreamError, msgspec.DecodeError):
+            async with asyncio.timeout(_PATIENCE):
+                if isinstance(request, CompletionRequest):
+                    await self._completion(engine, request, body_bytes)
+                else:
+                    await self._chat(engine, request, body_bytes)
+
+    async def _chat(self, engine: Engine, request: ChatCompletionRequest, body_bytes: int) -> None:
         wanted = request.max_completion_tokens or request.max_tokens or 0
         if wanted > engine.context:
             name = "max_completion_tokens" if request.max_completion_tokens else "max_tokens"
             raise checks.too_many_tokens(name, wanted, engine.context)
-        if not wanted or body_bytes + _TEMPLATE + wanted <= engine.context:
-            return
-        fields = {"messages", "tools", "chat_template", "chat_template_kwargs", "add_generation_prompt"}
-        question = request.model_dump_json(by_alias=True, include=fields, exclude_unset=True)
-        await self._count(engine, msgspec.json.decode(question), wanted, param="messages")
+        # Without a wish for tokens, the engine itself refuses a prompt that leaves room for none.
+        if wanted and body_bytes + _TEMPLATE + wanted > engine.context:
+            question = request.model_dump_json(by_alias=True, include=_TEMPLATED, exclude_unset=True)
+            await self._count(engine, msgspec.json.decode(question), wanted, param="messages")
 
-    async def _completion(self, engine: Engine, request: CompletionRequest) -> None:
+    async def _completion(self, engine: Engine, request: CompletionRequest, body_bytes: int) -> None:
         wanted = MAX_TOKENS if request.max_tokens is None else request.max_tokens
         if wanted > engine.context:
             raise checks.too_many_tokens("max_tokens", wanted, engine.context)
+        if body_bytes + _SPECIAL + wanted <= engine.context:
+            return
         given: Any = request.prompt
         prompts = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+        special = {} if request.add_special_tokens is None else {"add_special_tokens": request.add_special_tokens}
         for prompt in prompts:
             if not isinstance(prompt, str):
                 checks.context(len(prompt), wanted, engine.context, param="prompt")
             elif len(prompt.encode()) + _SPECIAL + wanted > engine.context:
-                special = (
-                    {} if request.add_special_tokens is None else {"add_special_tokens": request.add_special_tokens}
-                )
                 await self._count(engine, {"prompt": prompt, **special}, wanted, param="prompt")
 
     async def _count(self, engine: Engine, question: dict[str, Any], wanted: int, *, param: str) -> None:
-        """Ask the engine for the number of tokens. One that does not tell decides for itself, when it is asked."""
         body = msgspec.json.encode({"model": engine.model, **question})
+        answer = await self._upstreams.to(engine.url).request("POST", "/tokenize", body)
         try:
-            async with asyncio.timeout(_PATIENCE):
-                answer = await self._upstreams.to(engine.url).request("POST", "/tokenize", body)
-                try:
-                    if answer.status != 200:
-                        return
-                    counted = msgspec.json.decode(await answer.read(), type=_Tokenized)
-                finally:
-                    answer.close()
-        except (TimeoutError, UpstreamError, msgspec.DecodeError):
-            return
-        checks.context(counted.count, wanted, counted.max_model_len, param=param)
+            if answer.status == 200:
+                counted = msgspec.json.decode(await answer.read(), type=_Tokenized)
+                checks.context(counted.count, wanted, counted.max_model_len, param=param)
+        finally:
+            answer.close()

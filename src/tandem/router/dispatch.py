@@ -35,12 +35,14 @@ class Question:
         body: JSON.
         asked: what the caller wants to read.
         streamed: the answer comes in events; else at once, when all is done.
+        check: what only the engine that is going to be asked can tell of the question; raises what is wrong with it.
     """
 
     path: str
     body: bytes
     asked: Asked
     streamed: bool = False
+    check: Callable[[Engine], Awaitable[None]] | None = None
 
 
 class Dispatch:
@@ -77,10 +79,13 @@ class Dispatch:
         """
         self._budget.earn()
         tried, patient = "", False
+        blamed: set[str] = set()  # the engines that this request has counted against: a bad question is one fault
         while True:
             began = clock()
             try:
-                lease = await self.admission.lease(engine, deadline=exchange.deadline, patient=patient, tried=tried)
+                lease = await self.admission.lease(
+                    engine, deadline=exchange.deadline, patient=patient, tried=tried, size=len(question.body)
+                )
             finally:
                 exchange.queued += clock() - began
             exchange.engine = lease.engine.name
@@ -88,7 +93,8 @@ class Dispatch:
                 result = await self._once(exchange, lease.engine, question, use)
             except EngineFault as exc:
                 fault = exc
-                lease.failed(gone=exc.gone)
+                lease.failed(gone=exc.gone, counts=lease.engine.name not in blamed)
+                blamed.add(lease.engine.name)
             except ApiError:
                 lease.succeeded()  # it is well: it refused
                 raise
@@ -109,6 +115,8 @@ class Dispatch:
         left = max(0.0, exchange.deadline - exchange.asked - (0.0 if exchange.hurried else _BRINK))
         first = min(left, self._settings.first_event_timeout) if question.streamed else left
         try:
+            if question.check is not None:
+                await question.check(engine)
             answer = await self._upstreams.to(engine.url).request(
                 "POST",
                 question.path,

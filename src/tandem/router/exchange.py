@@ -37,9 +37,10 @@ class Caller:
     would cost more than the rest of a request's way through the router.
     """
 
-    __slots__ = ("_task", "gone", "slow")
+    __slots__ = ("_task", "_transport", "gone", "slow")
 
-    def __init__(self) -> None:
+    def __init__(self, transport: asyncio.Transport | None = None) -> None:
+        self._transport = transport
         self.gone = False
         self.slow = False
         self._task: asyncio.Task[Any] | None = None
@@ -55,6 +56,11 @@ class Caller:
         self.slow = True
         if self._task is not None:
             self._task.cancel()
+
+    def abort(self) -> None:
+        """Give the connection up, and what of an answer still waits in it."""
+        if self._transport is not None:
+            self._transport.abort()
 
     async def attend(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of ``work``, which is cancelled the moment there is news.
@@ -100,6 +106,7 @@ class Exchange:
         answered: when it had answered, or sent its first event; 0 before.
         retries: how often an engine was asked again.
         events, last_event: how many events were sent, and when the last was.
+        body_bytes: the size of the request's body.
         inputs: how many texts an embedding request has.
         prompt_tokens, completion_tokens: as the engine counted.
         prompt: the beginning of the body, where the settings ask for that in the log.
@@ -111,7 +118,7 @@ class Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send, timeout: float) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
-        self.id = f"req_{random.getrandbits(128):032x}"  # noqa: S311 - a name, not a secret
+        self.id = f"req_{random.getrandbits(128):032x}"
         self.began = time.time()
         self.started = clock()
         self.deadline = self.started + timeout
@@ -128,6 +135,7 @@ class Exchange:
         self.retries = 0
         self.events = 0
         self.last_event = 0.0
+        self.body_bytes = 0
         self.inputs = 0
         self.error = ""
         self.prompt = ""
@@ -190,7 +198,7 @@ class Exchange:
             Disconnected: the caller went away before it was whole.
         """
         kind = self.header(b"content-type").partition(";")[0].strip().lower()
-        if kind and kind != "application/json":
+        if kind != "application/json":
             raise ApiError(
                 415,
                 f"Unsupported content type: '{kind:.100}'. This API method only accepts 'application/json' requests, "
@@ -212,6 +220,7 @@ class Exchange:
                 code="request_timeout",
                 headers={"Connection": "close"},
             ) from None
+        self.body_bytes = len(body)
         if settings.log_prompts:
             self.prompt = body[:_SHOWN].decode(errors="replace")
         return body

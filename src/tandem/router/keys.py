@@ -20,6 +20,7 @@ from tandem.settings import RouterSettings
 
 _log = logging.getLogger("tandem.router")
 _LOOK = 1.0  # seconds between two looks at whether the file has changed
+_BYTES_A_TOKEN = 4
 _MOMENT = 1e-6  # seconds that count as none
 _OPEN = frozenset({"/livez", "/readyz", "/health", "/v1/health"})  # without a key; health then tells no reasons
 
@@ -210,7 +211,10 @@ class _Rates:
 
     def settle(self, exchange: Exchange) -> None:
         if "tokens" in self._limits:
-            self._bucket(exchange.caller, "tokens").left -= exchange.prompt_tokens + exchange.completion_tokens
+            used = exchange.prompt_tokens + exchange.completion_tokens
+            if not used and exchange.asked:  # the caller left before the engine had counted: an estimate
+                used = exchange.body_bytes // _BYTES_A_TOKEN + exchange.events
+            self._bucket(exchange.caller, "tokens").left -= used
 
     def _bucket(self, caller: str, kind: str) -> _Bucket:
         now = time.monotonic()

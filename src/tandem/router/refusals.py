@@ -15,7 +15,7 @@ from tandem.errors import ApiError
 from tandem.router import checks
 from tandem.router.translate import Asked
 
-_TAIL = re.compile(r"\s*\(parameter=[\w.\[\]' ]+(?:, value=.*)?\)\s*$", re.DOTALL)
+_TAIL = re.compile(r"\(parameter=[\w.\[\]' ]+(?:, value=.*)?\)\s*$", re.DOTALL)
 # Pydantic's report, as vLLM prints it: of several complaints, the first.
 _REPORT = re.compile(
     r"\d+ validation errors?:\n\s+\{'type': '(?P<type>\w+)', 'loc': (?P<loc>'[^']*'|\([^)]*\)), "
@@ -33,6 +33,8 @@ _INSIDE = re.compile(
 )
 _POINTER = re.compile(r"'#?/(?:\$defs|definitions|properties|items|anyOf|allOf|oneOf)/[^']*'")  # into a caller's schema
 _LONGEST = 300
+# Of a sentence, so much is looked at: an engine repeats what a caller sent, however long, and searching takes time.
+_READ = 4000
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,14 @@ def refusal(message: str, asked: Asked) -> ApiError:
 
 def sentence(message: str) -> str:
     """What the engine says, out of what it wraps that in."""
+    if len(message) > _READ:  # the beginning says what is wrong, and where a value stands in the way, the end does
+        message = f"{message[: _READ // 2]} … {message[-_READ // 2 :]}"
     if (report := _REPORT.search(message)) and report["type"] in {"value_error", "assertion_error"}:
         message = str(ast.literal_eval(report["msg"])).removeprefix("Value error, ")
-    return _TAIL.sub("", message).strip()
+    tail = message.rfind("(parameter=")
+    if tail >= 0 and _TAIL.match(message, tail):
+        message = message[:tail]
+    return message.strip()
 
 
 _FORMS = (

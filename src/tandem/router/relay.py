@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from tandem.fleet import Engine
 from tandem.models.requests import ChatCompletionRequest, CompletionRequest
 from tandem.models.responses import ChatCompletion, ChatCompletionChunk, Completion
 from tandem.router import answers, checks, translate
@@ -49,10 +50,15 @@ class Relay(Generic[R]):
     async def __call__(self, exchange: Exchange) -> None:
         body = await exchange.json_body(self._settings)
         request = checks.parse(self._shape.request, body, strict=self._form.strict)
+        size = len(body)
+        del body  # it may wait long, and is as large as what is made of it
         engine = self._dispatch.engine_for(exchange, request.model, "generation")
-        await self._contexts.check(engine, request, len(body))
         translated, asked = translate.generation(request, engine.model)
-        question = Question(self._shape.path, translated, asked, streamed=bool(request.stream))
+
+        async def fits(leased: Engine) -> None:
+            await self._contexts.check(leased, request, size)
+
+        question = Question(self._shape.path, translated, asked, streamed=bool(request.stream), check=fits)
 
         async def whole(answer: Answer) -> bytes:
             said, usage = self._form.whole(self._shape.answer, await answer.read(), asked)

@@ -63,7 +63,7 @@ class Answer:
     def retry_after(self) -> float | None:
         """Seconds for which the engine asks to be left alone; None if it does not say in seconds."""
         given = self.headers.get(b"retry-after", b"")
-        return float(given) if given.isdigit() else None
+        return float(given) if given.isdigit() and len(given) < 6 else None
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it comes.
@@ -74,19 +74,20 @@ class Answer:
         while chunk := await self._connection.chunk():
             yield chunk
 
-    async def read(self) -> bytes:
-        """The whole body.
+    async def read(self, limit: int | None = None) -> bytes:
+        """The whole body, of at most ``limit`` bytes; by default as many as any answer has.
 
         Raises:
             UpstreamError: as :meth:`chunks` does, or there is more than any answer has.
         """
+        limit = limit or _LARGEST
         parts = []
         size = 0
         async for chunk in self.chunks():
             parts.append(chunk)
             size += len(chunk)
-            if size > _LARGEST:
-                raise Nonsense(f"the answer has more than {_LARGEST} bytes")
+            if size > limit:
+                raise Nonsense(f"the answer has more than {limit} bytes")
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 """The router's own series, and the engines' with their names on them, for Prometheus."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Generic, TypeVar
 
@@ -11,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tandem.fleet import Snapshot, State
 from tandem.telemetry.events import Load, RequestEnded
 
+_log = logging.getLogger("tandem.router")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _BETWEEN = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
 _OVERHEAD = (0.0001, 0.00025, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 10)
@@ -92,12 +94,8 @@ class Metrics:
     def close(self) -> None:
         """Nothing is left to render."""
 
-    def render(self, snapshot: Snapshot, loads: Iterable[Load], scraped: Mapping[str, str]) -> bytes:
-        """Everything in Prometheus' text format.
-
-        Args:
-            scraped: by engine's name, what its own ``/metrics`` said.
-        """
+    def render(self, snapshot: Snapshot, loads: Iterable[Load]) -> bytes:
+        """The router's own series in Prometheus' text format."""
         for gauge in (self._state, self._restarts, self._engine_in_flight, self._engine_queued, self._breaker):
             gauge.clear()
         for engine in snapshot.engines:
@@ -111,7 +109,7 @@ class Metrics:
                 self._engine_queued.labels(load.engine).set(load.queued)
                 for breaker in _BREAKER:
                     self._breaker.labels(load.engine, breaker).set(load.breaker == breaker)
-        return generate_latest(self._registry) + generate_latest(_Scraped(scraped))
+        return generate_latest(self._registry)
 
     def _counter(self, name: str, what: str, *labels: str) -> "_Children[Counter]":
         return _Children(Counter(f"tandem_{name}", what, labels, registry=self._registry))
@@ -135,14 +133,28 @@ class _Children(dict[tuple[str | int, ...], _Kind], Generic[_Kind]):
         return child
 
 
+def merged(scraped: Mapping[str, bytes]) -> bytes:
+    """The engines' own ``vllm:*`` series, each labelled by its engine, in Prometheus' text format.
+
+    Args:
+        scraped: by engine's name, what its own ``/metrics`` said; nonsense is left out.
+    """
+    return generate_latest(_Scraped(scraped))
+
+
 class _Scraped(CollectorRegistry):
     """The engines' ``vllm:*`` families, merged, each sample labelled by its engine."""
 
-    def __init__(self, scraped: Mapping[str, str]) -> None:
+    def __init__(self, scraped: Mapping[str, bytes]) -> None:
         super().__init__()
         self._families: dict[str, Metric] = {}
         for engine, text in scraped.items():
-            for family in text_string_to_metric_families(text):
+            try:
+                families = [*text_string_to_metric_families(text.decode())]
+            except ValueError as exc:  # no text, or not of that format
+                _log.warning("the metrics of %s cannot be read: %s", engine, exc)
+                continue
+            for family in families:
                 if family.name.startswith("vllm:"):
                     self._add(engine, family)
 
