@@ -12,6 +12,7 @@ import http.server
 import mmap
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--die-after", type=float)
     parser.add_argument("--map")
     parser.add_argument("--slow-stop", type=float, default=0)
+    parser.add_argument("--deaf-end", action="store_true")  # told to end, it stops listening, and hangs
     asked = parser.parse_args()
 
     shared = Path(f"/dev/shm/psm_tandem_test_{os.getpid()}")
@@ -88,6 +90,9 @@ def main() -> None:
 
     def stop(*_: object) -> None:
         print("stopping", flush=True)
+        if asked.deaf_end:
+            server.socket.shutdown(socket.SHUT_RDWR)
+            return
         threading.Thread(target=lambda: (time.sleep(asked.slow_stop), server.shutdown())).start()
 
     signal.signal(signal.SIGTERM, stop)

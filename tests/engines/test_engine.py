@@ -96,6 +96,26 @@ async def test_a_crashed_engine_is_restarted(make_spec: MakeSpec, monkeypatch: p
     await asyncio.wait_for(running, 10)
 
 
+async def test_an_engine_that_listens_no_more_and_does_not_end_is_restarted(
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told to end by somebody else, vLLM was seen to hang like that, and its callers with it."""
+    monkeypatch.setattr(EngineRunner, "_pause", lambda *_: asyncio.sleep(0.05))
+    monkeypatch.setattr(engine_module, "_DEAF", -4.5)  # the rest of the drain time-out
+    fleet = Fleet()
+    runner = EngineRunner(make_spec("embedding", "--deaf-end"), fleet)
+    running = asyncio.create_task(runner.run())
+    first = await reached(fleet, lambda e: e.ready)
+    assert first.pid is not None
+    os.kill(first.pid, signal.SIGTERM)
+    down = await reached(fleet, lambda e: e.state is State.RESTARTING)
+    assert down.reason == "it did not listen any more, and did not end"
+    again = await reached(fleet, lambda e: e.ready)
+    assert again.pid not in (None, first.pid)
+    runner.kill()
+    await asyncio.wait_for(running, 20)
+
+
 async def test_an_engine_that_keeps_crashing_is_given_up(make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EngineRunner, "_pause", lambda *_: asyncio.sleep(0))
     monkeypatch.setattr(engine_module, "_RESTARTS", 2)

@@ -24,6 +24,9 @@ _LAST_WORDS = 5.0
 _LAST_LINES = 300
 # Beyond its own time for requests in flight, what vLLM needs to put away.
 _PUT_AWAY = 10.0
+# Beyond that time, too, how long an engine that listens no more may take to end: vLLM that was told to end by somebody
+# else was seen to hang there, and with it the requests that it had.
+_DEAF = 5.0
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Spec:
 
 
 class _NotServing(Exception):
-    """The engine says that it is healthy, and refuses a plain request."""
+    """The engine says that it is healthy, and refuses a plain request; or its process is there, and listens no more."""
 
 
 class EngineRunner:
@@ -153,13 +156,20 @@ class EngineRunner:
             self._ready_at = now()
             self._took = self._ready_at - self._engine.started
             self._write(State.READY, detail=self._remark, reason="", pid=process.pid, context=context, expected=0.0)
+            heard = now()
             while True:
                 await asyncio.sleep(_WATCH)
                 health = await self._health(client)
                 if health == 200:
                     self._write(State.READY, detail=self._remark, reason="")
+                elif health == 0:
+                    self._write(State.STALLED, reason="it does not listen any more")
                 elif health is not None:
                     self._write(State.STALLED, reason=f"its health check answers {health}")
+                if health != 0:
+                    heard = now()
+                elif now() - heard > self._spec.drain_timeout + _DEAF:
+                    raise _NotServing("it did not listen any more, and did not end")
 
     async def _health(self, client: httpx2.AsyncClient) -> int | None:
         """The status of the engine's ``/health``; 0 if it does not listen, None if it is too busy to answer."""
