@@ -50,6 +50,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
         pid: the API server's process, where it runs on this machine.
         restarts: how often it had to be started again.
         replica_of: the engine it does the same as, by name; empty for the first of them.
+        tokenizer: the folder that holds its model's tokenizer, where the router can read it; else empty.
         context: tokens that its model takes at most, prompt and answer together; 0 while that is not known.
         expected: while it starts, when it will be ready by the time its last start took, in seconds since the epoch;
             0 when nobody knows.
@@ -69,6 +70,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     pid: int | None = None
     restarts: int = 0
     replica_of: str = ""
+    tokenizer: str = ""
     context: int = 0
     expected: float = 0.0
 

@@ -96,6 +96,7 @@ def prepare(
                     reason="it has not started yet",
                     created=int((model.path / "config.json").stat().st_mtime),
                     replica_of=first.get(name, ""),
+                    tokenizer=str(model.path),
                 ),
                 launch=launch(
                     engine,

@@ -122,6 +122,7 @@ class RouterSettings(_Frozen):
         body_timeout: seconds that a caller may take to send a request.
         drain_timeout: seconds that requests in flight get to finish when the service stops.
         max_body_bytes: the largest request body.
+        max_inputs: texts that one request for embeddings may have.
         max_in_flight: requests that one engine is given at once.
         max_queue: requests that may wait for an engine beyond that.
         queue_timeout: seconds that a request may wait, there or for an engine that is on its way.
@@ -145,6 +146,7 @@ class RouterSettings(_Frozen):
     body_timeout: float = Field(default=30.0, gt=0)
     drain_timeout: float = Field(default=20.0, ge=0)
     max_body_bytes: int = Field(default=8 * 2**20, ge=1024)
+    max_inputs: int = Field(default=2048, ge=1)
     max_in_flight: int = Field(default=256, ge=1)
     max_queue: int = Field(default=1024, ge=0)
     queue_timeout: float = Field(default=30.0, ge=0)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -97,7 +98,7 @@ class Service:
 
     def _ports(self) -> list[int]:
         said = self.run_dir.log("router").read_text() if self.run_dir.log("router").exists() else ""
-        return [int(part.split()[0]) for part in said.split("127.0.0.1:")[1:] if part[:1].isdigit()]
+        return [int(port) for port in re.findall(r"127\.0\.0\.1:(\d+)", said)]
 
     def close(self) -> None:
         """Whatever happened, leave no process behind."""

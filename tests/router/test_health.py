@@ -60,7 +60,7 @@ async def test_probing_follows_an_engine(
     engine.scripts |= {"/health": answer({}), "/v1/models": answer(MODELS)}
     fleet = Fleet()
     addresses = {"embedding": engine.url, "generation": f"http://127.0.0.1:{free_port}"}
-    prober = Prober(addresses, fleet, Upstreams(connect_timeout=1))
+    prober = Prober(addresses, fleet, Upstreams(connect_timeout=1), {})
     running = asyncio.create_task(prober.run())
 
     async def until(state: State) -> None:

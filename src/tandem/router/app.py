@@ -102,7 +102,7 @@ class Router:
         form = Form(strict=(api or ApiSettings()).strict)
         dispatch, contexts = Dispatch(fleet, upstreams, settings), Contexts(upstreams)
         self._hot: dict[str, Handler] = {
-            embed.PATH: Embeddings(dispatch, settings, form),
+            embed.PATH: Embeddings(dispatch, upstreams, settings, form),
             COMPLETIONS.path: Relay(COMPLETIONS, dispatch, contexts, settings, form),
             CHAT.path: Relay(CHAT, dispatch, contexts, settings, form),
         }

@@ -62,11 +62,12 @@ _WANTED: Mapping[str, str] = {
 }
 
 
-def parse(model: type[R], body: bytes, *, strict: bool = True) -> R:
+def parse(model: type[R], body: bytes, *, strict: bool = True, max_inputs: int = MAX_INPUTS) -> R:
     """The request in ``body``.
 
     Args:
         strict: refuse parameters that neither OpenAI nor vLLM's documentation names.
+        max_inputs: how many texts an embedding request may have.
 
     Raises:
         ApiError: 400, with the path of the first value that is wrong.
@@ -81,7 +82,7 @@ def parse(model: type[R], body: bytes, *, strict: bool = True) -> R:
     if strict and not isinstance(request, EmbeddingRequest) and request.prompt_logprobs is not None:
         raise _unsupported("prompt_logprobs")  # their place in an answer is not the specification's
     if isinstance(request, EmbeddingRequest):
-        _embedding(request)
+        _embedding(request, max_inputs)
     else:
         _generation(request)
     return request
@@ -173,7 +174,7 @@ def context_exceeded(
             f"{most}, however you requested {about}{prompt_tokens + wanted} tokens ({about}{prompt_tokens} in your "
             f"prompt; {wanted} for the completion). Please reduce your prompt; or completion length."
         )
-    return ApiError(400, said, param=param, code=None if param == "input" else code)
+    return ApiError(400, said, param=param, code=None if param.startswith("input") else code)
 
 
 def too_many_tokens(name: str, value: int, limit: int) -> ApiError:
@@ -187,14 +188,14 @@ def too_many_tokens(name: str, value: int, limit: int) -> ApiError:
     )
 
 
-def _embedding(request: EmbeddingRequest) -> None:
+def _embedding(request: EmbeddingRequest, max_inputs: int) -> None:
     given = request.input
     if given == "" or (isinstance(given, list) and "" in given):
         _prompts("input", given)
-    if isinstance(given, list) and not isinstance(given[0], int) and len(given) > MAX_INPUTS:
+    if isinstance(given, list) and not isinstance(given[0], int) and len(given) > max_inputs:
         raise ApiError(
             400,
-            f"Invalid 'input': array length must be {MAX_INPUTS} or less, but got {len(given)}.",
+            f"Invalid 'input': array length must be {max_inputs} or less, but got {len(given)}.",
             param="input",
             code="array_above_max_length",
         )

@@ -7,9 +7,9 @@ the first byte was sent on. Whether that is so, the exchange knows.
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from tandem.errors import ApiError, EngineFault
 from tandem.fleet import Engine, Fleet, Kind
@@ -45,6 +45,43 @@ class Question:
     check: Callable[[Engine], Awaitable[None]] | None = None
 
 
+class Asking(Protocol):
+    """On whose behalf an engine is asked: an :class:`Exchange`, or an :class:`Errand`."""
+
+    path: str
+    id: str
+    started: float
+    deadline: float
+    hurried: bool
+    status: int
+    engine: str
+    queued: float
+    asked: float
+    answered: float
+    retries: int
+
+    @property
+    def trace_context(self) -> Mapping[str, str]: ...
+
+
+class Errand:
+    """A question on behalf of several callers."""
+
+    def __init__(self, path: str, timeout: float, trace_context: Mapping[str, str]) -> None:
+        self.path = path
+        self.id = f"{path} for several"
+        self.started = clock()
+        self.deadline = self.started + timeout
+        self.hurried = False
+        self.status = 0
+        self.engine = ""
+        self.queued = 0.0
+        self.asked = 0.0
+        self.answered = 0.0
+        self.retries = 0
+        self.trace_context = trace_context
+
+
 class Dispatch:
     """Asks engines on behalf of exchanges."""
 
@@ -69,8 +106,12 @@ class Dispatch:
         exchange.model = engine.model
         return engine
 
+    def ready(self, engine: Engine) -> int:
+        """How many engines can be asked in ``engine``'s place, itself included; at least one."""
+        return max(1, sum(each.ready for each in self._fleet.now.replicas(engine)))
+
     async def ask(
-        self, exchange: Exchange, engine: Engine, question: Question, use: Callable[[Answer], Awaitable[T]]
+        self, exchange: Asking, engine: Engine, question: Question, use: Callable[[Answer], Awaitable[T]]
     ) -> T:
         """Ask ``engine``, or a replica of it, and ``use`` its good answer; what that returned.
 
@@ -108,7 +149,7 @@ class Dispatch:
             tried, patient = lease.engine.name, True
 
     async def _once(
-        self, exchange: Exchange, engine: Engine, question: Question, use: Callable[[Answer], Awaitable[T]]
+        self, exchange: Asking, engine: Engine, question: Question, use: Callable[[Answer], Awaitable[T]]
     ) -> T:
         exchange.asked, exchange.answered = clock(), 0.0
         # The router's own limit is to be noticed here, where it tells of the engine; the caller's tells nothing.
@@ -143,7 +184,7 @@ class Dispatch:
             _log.warning("%s %s: %s", exchange.id, engine.name, exc)
             raise answers.unreachable(answered=exc.answered, gone=True) from exc
 
-    async def _may_ask_again(self, exchange: Exchange, fault: EngineFault) -> None:
+    async def _may_ask_again(self, exchange: Asking, fault: EngineFault) -> None:
         """Returns after a pause if the question may be asked again; else raises ``fault``."""
         if exchange.status:
             raise fault

@@ -1,28 +1,66 @@
-"""The embeddings route."""
+"""The embeddings route: texts of many callers go to the engine together, and each gets its own vectors back.
 
+Where the router cannot count as the engine does (no tokenizer at hand, or one that differs), requests go through one
+by one: who merges what it cannot count cannot say what each caller used.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from tandem.errors import ApiError, EngineFault
+from tandem.fleet import Engine
 from tandem.models.requests import EmbeddingRequest
-from tandem.models.responses import EmbeddingResponse
-from tandem.router import checks, translate
+from tandem.models.responses import EmbeddingResponse, Usage
+from tandem.router import answers, checks, translate, vectors
 from tandem.router.answers import Form
-from tandem.router.dispatch import Dispatch, Question
-from tandem.router.exchange import Exchange
-from tandem.router.upstream import Answer
+from tandem.router.coalesce import Batch, Input, Job, Queue
+from tandem.router.dispatch import Dispatch, Errand, Question
+from tandem.router.exchange import Exchange, clock
+from tandem.router.tokens import Counter
+from tandem.router.translate import Asked
+from tandem.router.upstream import Answer, Upstreams
 from tandem.settings import RouterSettings
 
 PATH = "/v1/embeddings"
 
+_log = logging.getLogger("tandem.router")
+_IN_FLIGHT = 4  # batches that one engine has at once: with fewer it idles between them
+_MOST = 16  # texts of a batch
+_SPAN = 0.1  # seconds of the engine's work that a batch may be: so long does a small one wait behind a large one
+_FIRST_BUDGET = 4096  # tokens of a batch, as long as nobody knows how fast the engine is
+_WINDOW = 0.5  # seconds over which that is measured
+_SLICE = 64  # vectors that are rendered without a pause
+# Parameters of which the number of tokens depends in ways that only the engine knows.
+_ALONE = ("add_special_tokens", "padding", "truncation_side")
+
 
 class Embeddings:
-    """Its handler."""
+    """The route's handler."""
 
-    def __init__(self, dispatch: Dispatch, settings: RouterSettings, form: Form) -> None:
+    def __init__(self, dispatch: Dispatch, upstreams: Upstreams, settings: RouterSettings, form: Form) -> None:
         self._dispatch = dispatch
+        self._upstreams = upstreams
         self._settings = settings
         self._form = form
+        self._lines: dict[str, Line] = {}
 
     async def __call__(self, exchange: Exchange) -> None:
-        request = checks.parse(EmbeddingRequest, await exchange.json_body(self._settings), strict=self._form.strict)
+        body = await exchange.json_body(self._settings)
+        request = checks.parse(EmbeddingRequest, body, strict=self._form.strict, max_inputs=self._settings.max_inputs)
+        del body
         engine = self._dispatch.engine_for(exchange, request.model, "embedding")
+        line = self._line(engine)
+        if line.open and self._form.strict and not _alone(request):
+            await exchange.answer(200, await exchange.while_connected(line.embed(exchange, engine, request)))
+        else:
+            await exchange.answer(200, await exchange.while_connected(self._forward(exchange, engine, request)))
+
+    async def _forward(self, exchange: Exchange, engine: Engine, request: EmbeddingRequest) -> bytes:
+        """The request as it is, alone."""
         body, asked = translate.embedding(request, engine.model)
         exchange.inputs = asked.inputs
 
@@ -31,5 +69,270 @@ class Embeddings:
             exchange.count(usage)
             return whole
 
-        asking = self._dispatch.ask(exchange, engine, Question(PATH, body, asked), use)
-        await exchange.answer(200, await exchange.while_connected(asking))
+        return await self._dispatch.ask(exchange, engine, Question(PATH, body, asked), use)
+
+    def _line(self, engine: Engine) -> "Line":
+        name = engine.replica_of or engine.name
+        line = self._lines.get(name)
+        if line is None:
+            line = self._lines[name] = Line(self._dispatch, self._upstreams, self._settings)
+        line.look(engine)
+        return line
+
+
+def _alone(request: EmbeddingRequest) -> bool:
+    return request.truncate_prompt_tokens == -1 or any(getattr(request, name) is not None for name in _ALONE)
+
+
+class _Key(NamedTuple):
+    """With what a request may share a batch: with what has all of this alike."""
+
+    kind: type
+    dimensions: int | None
+    cut: int | None
+    activation: bool | None
+
+    @property
+    def parameters(self) -> dict[str, int | None]:
+        return {
+            "dimensions": self.dimensions,
+            "truncate_prompt_tokens": self.cut,
+            "use_activation": self.activation,
+        }
+
+
+class Line:
+    """All requests for one engine, or for several that serve the same: what waits, and what is with the engine."""
+
+    def __init__(self, dispatch: Dispatch, upstreams: Upstreams, settings: RouterSettings) -> None:
+        self._dispatch = dispatch
+        self._upstreams = upstreams
+        self._settings = settings
+        self._queue: Queue[_Key] = Queue()
+        self._waiting: dict[Job, asyncio.Future[None]] = {}
+        self._sent: dict[asyncio.Task[None], Batch[_Key]] = {}
+        self._pace = _Pace()
+        self._engine: Engine | None = None
+        self._counter: Counter | None = None
+        self._compared: tuple[float, str, str] | None = None  # the life of the engine that was compared with
+        self._checking: asyncio.Task[None] | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether requests may be merged."""
+        return self._counter is not None
+
+    def look(self, engine: Engine) -> None:
+        """Take note of the engine as it is now; one that has started anew is compared with again."""
+        self._engine = engine
+        life = _life(engine)
+        if self._counter is not None and self._compared != life:
+            self._counter = None
+        if engine.tokenizer and engine.ready and self._compared != life and self._checking is None:
+            self._checking = asyncio.create_task(self._check(engine))
+
+    async def embed(self, exchange: Exchange, engine: Engine, request: EmbeddingRequest) -> bytes:
+        """The answer to one request.
+
+        Raises:
+            ApiError: as :meth:`Dispatch.ask` does; or an input is too long.
+        """
+        assert self._counter is not None  # noqa: S101 - the caller's condition
+        inputs, kind = _inputs(request)
+        exchange.inputs = len(inputs)
+        if kind is str:
+            tokens = await self._counter.count([text for text in inputs if isinstance(text, str)])
+        else:
+            tokens = [len(ids) for ids in inputs]
+        cut = request.truncate_prompt_tokens
+        for index, count in enumerate(tokens):
+            if cut is not None:
+                tokens[index] = min(count, cut)
+            elif engine.context and count > engine.context:
+                raise checks.context_exceeded(engine.context, count, 0, param=_path(index, len(inputs)))
+        key = _Key(kind, request.dimensions, cut, request.use_activation)
+        job = self._queue.add(key, inputs, tokens)
+        job.headers = exchange.trace_context
+        exchange.engine, exchange.asked = engine.name, clock()
+        await self._done(job)
+        exchange.queued, exchange.asked = job.began - exchange.asked, job.began
+        exchange.count(Usage(job.tokens, job.tokens))
+        encoding = request.encoding_format or "float"
+        data: list[bytes] = []
+        for first in range(0, len(job.vectors), _SLICE):
+            if first:
+                await asyncio.sleep(0)  # others have their turn
+            data += vectors.items(job.vectors[first : first + _SLICE], first, encoding)
+        return vectors.answer(data, request.model, job.tokens)
+
+    async def _done(self, job: Job) -> None:
+        future = self._waiting[job] = asyncio.get_running_loop().create_future()
+        try:
+            self._pump()
+            await future
+        finally:
+            del self._waiting[job]
+            if not future.done() or future.cancelled() or future.exception():
+                self._queue.drop(job)
+                for task, batch in list(self._sent.items()):
+                    if not batch.wanted:
+                        self._queue.forget(batch)
+                        task.cancel()
+
+    def _pump(self) -> None:
+        """Send as much as the engine can use."""
+        while self._room() and (batch := self._queue.next(_MOST, self._pace.budget)) is not None:
+            self._pace.began(busy=bool(self._sent))
+            for item in batch.items:
+                for job, _ in item.places:
+                    job.began = job.began or clock()
+            task = asyncio.create_task(self._send(batch))
+            self._sent[task] = batch
+            task.add_done_callback(self._returned)
+
+    def _room(self) -> bool:
+        assert self._engine is not None  # noqa: S101 - somebody has asked
+        most = _IN_FLIGHT * self._dispatch.ready(self._engine)
+        if len(self._sent) < most - 1 or self._queue.jobs > 1:
+            return len(self._sent) < most
+        # The last place is not for somebody who has all the others already.
+        callers = {job for batch in self._sent.values() for item in batch.items for job, _ in item.places}
+        return len(self._sent) < most and len(callers) > 1
+
+    def _returned(self, task: asyncio.Task[None]) -> None:
+        batch = self._sent.pop(task)
+        if not task.cancelled() and (bug := task.exception()) is not None:
+            _log.error("a batch of embeddings failed", exc_info=bug)
+            self._fail(batch, answers.our_fault())
+        self._pump()
+
+    async def _send(self, batch: Batch[_Key]) -> None:
+        """Ask for a batch, and tell everybody who waits; of one that is refused, find the item at fault."""
+        began = clock()
+        try:
+            found, counted = await self._ask(batch)
+        except EngineFault as exc:
+            self._fail(batch, exc)
+        except ApiError as exc:
+            if exc.status != 400:
+                self._fail(batch, exc)
+            elif len(batch.items) == 1:
+                self._refuse(batch, exc)
+            else:
+                for half in batch.halves():
+                    if half.wanted:
+                        await self._send(half)
+        else:
+            self._pace.ended(batch.tokens, began, clock())
+            if counted != batch.tokens:
+                _log.error(
+                    "the router counts %d tokens where the engine counts %d: requests for embeddings are not merged "
+                    "any more",
+                    batch.tokens,
+                    counted,
+                )
+                self._counter = None
+            for item, vector in zip(batch.items, found, strict=True):
+                for job, index in self._queue.done(batch.key, item):
+                    if job.give(index, vector) and (future := self._waiting.get(job)) and not future.done():
+                        future.set_result(None)
+
+    async def _ask(self, batch: Batch[_Key]) -> tuple[list[str], int]:
+        engine = self._engine
+        assert engine is not None  # noqa: S101 - somebody has asked
+        question: dict[str, object] = {
+            "model": engine.model,
+            "input": [item.input for item in batch.items],
+            "encoding_format": "base64",
+        }
+        question |= {name: value for name, value in batch.key.parameters.items() if value is not None}
+        asked = Asked(engine.model, inputs=len(batch.items), prompt="input")
+        first = next((job for item in batch.items for job, _ in item.places), None)
+        errand = Errand(PATH, self._settings.timeout, first.headers if first else {})
+
+        async def use(answer: Answer) -> tuple[list[str], int]:
+            found, counted = vectors.read(await answer.read(), len(batch.items))
+            if (wanted := batch.key.dimensions) is not None and vectors.size(found[0]) != wanted:
+                raise answers.nonsense()
+            return found, counted
+
+        return await self._dispatch.ask(errand, engine, Question(PATH, msgspec.json.encode(question), asked), use)
+
+    def _fail(self, batch: Batch[_Key], exc: ApiError) -> None:
+        for item in batch.items:
+            for job, _ in self._queue.done(batch.key, item):
+                self._tell(job, exc)
+
+    def _refuse(self, batch: Batch[_Key], exc: ApiError) -> None:
+        (item,) = batch.items
+        for job, index in self._queue.done(batch.key, item):
+            path = _path(index, len(job.vectors))
+            message = exc.message.replace("'input'", f"'{path}'")
+            param = path if exc.param == "input" else exc.param
+            self._tell(job, ApiError(exc.status, message, param=param, code=exc.code))
+
+    def _tell(self, job: Job, exc: ApiError) -> None:
+        future = self._waiting.get(job)
+        if future is not None and not future.done():
+            future.set_exception(exc)
+
+    async def _check(self, engine: Engine) -> None:
+        """Open the line if the router counts as the engine does."""
+        try:
+            counter = await asyncio.to_thread(Counter.load, engine.tokenizer)
+            agrees = counter is not None and await counter.agrees(engine, self._upstreams)
+            if agrees is None:  # it does not tell: when it is asked again
+                return
+            self._compared = _life(engine)
+            if agrees:
+                self._counter = counter
+                _log.info("requests for embeddings of %s are merged", engine.name)
+            else:
+                _log.warning("the router cannot count as %s does: requests for embeddings are not merged", engine.name)
+        finally:
+            self._checking = None
+
+
+class _Pace:
+    """How fast the engine works, in tokens a second, measured while it is busy."""
+
+    def __init__(self) -> None:
+        self._rate: float | None = None
+        self._since = 0.0
+        self._tokens = 0
+
+    @property
+    def budget(self) -> int:
+        """Tokens that a batch may have."""
+        return _FIRST_BUDGET if self._rate is None else int(self._rate * _SPAN)
+
+    def began(self, *, busy: bool) -> None:
+        """A batch is sent, while others are with the engine (``busy``) or none."""
+        if not busy:
+            self._since, self._tokens = clock(), 0
+
+    def ended(self, tokens: int, began: float, now: float) -> None:
+        """A batch has come back."""
+        self._tokens += tokens
+        if now - self._since >= _WINDOW:
+            self._rate = self._tokens / (now - self._since)
+            self._since, self._tokens = now, 0
+
+
+def _life(engine: Engine) -> tuple[float, str, str]:
+    return engine.started, engine.model, engine.tokenizer
+
+
+def _inputs(request: EmbeddingRequest) -> tuple[Sequence[Input], type]:
+    given = request.input
+    if isinstance(given, str):
+        return [given], str
+    if isinstance(given[0], str):
+        return [text for text in given if isinstance(text, str)], str
+    if isinstance(given[0], int):
+        return [tuple(each for each in given if isinstance(each, int))], tuple
+    return [tuple(ids) for ids in given if isinstance(ids, list)], tuple
+
+
+def _path(index: int, number: int) -> str:
+    return "input" if number == 1 else f"input[{index}]"

@@ -51,14 +51,21 @@ def _status(engine: Engine) -> str:
 
 
 class Prober:
-    """Keeps a fleet current by asking engines that run elsewhere."""
+    """Keeps a fleet current by asking engines that run elsewhere.
 
-    def __init__(self, addresses: Mapping[str, str], fleet: Fleet, upstreams: Upstreams) -> None:
+    Args:
+        addresses: by engine's name.
+        tokenizers: likewise, the folders that hold their tokenizers, where there are some.
+    """
+
+    def __init__(
+        self, addresses: Mapping[str, str], fleet: Fleet, upstreams: Upstreams, tokenizers: Mapping[str, str]
+    ) -> None:
         self._addresses = addresses
         self._fleet = fleet
         self._upstreams = upstreams
         for name, url in addresses.items():
-            fleet.put(_unknown(name, url, "it has not been asked yet"))
+            fleet.put(_unknown(name, url, "it has not been asked yet", tokenizers.get(name, "")))
 
     async def run(self) -> None:
         """Ask every engine again and again."""
@@ -147,7 +154,7 @@ async def _kind_by_routes(upstream: Upstream) -> Kind:
     return "embedding" if "/v1/embeddings" in routes and "/v1/completions" not in routes else "generation"
 
 
-def _unknown(name: str, url: str, reason: str) -> Engine:
+def _unknown(name: str, url: str, reason: str, tokenizer: str) -> Engine:
     return Engine(
         name=name,
         kind=_kind_by_name(name) or "generation",
@@ -156,6 +163,7 @@ def _unknown(name: str, url: str, reason: str) -> Engine:
         state=State.WAITING,
         reason=reason,
         since=now(),
+        tokenizer=tokenizer,
     )
 
 

@@ -221,14 +221,20 @@ async def front(
     settings: RouterSettings,
     api: ApiSettings,
     listener: socket.socket,
+    tokenizers: Mapping[str, str],
     sinks: Sequence[Sink] = (),
 ) -> None:
-    """Front engines that run elsewhere, by name, until SIGINT or SIGTERM; ``sinks`` are told of each request."""
+    """Front engines that run elsewhere, by name, until SIGINT or SIGTERM.
+
+    Args:
+        tokenizers: by engine's name, the folder that holds its tokenizer.
+        sinks: are told of each request.
+    """
     # uvicorn raises the signal that ended it once more when it is done; by then it has been heeded.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     fleet, upstreams = Fleet(), Upstreams(connect_timeout=settings.connect_timeout)
-    prober = Prober(addresses, fleet, upstreams)
+    prober = Prober(addresses, fleet, upstreams, tokenizers)
     traces = tracing.from_environment(os.environ)
     router = Router(fleet, upstreams, settings, api, background=prober.run, sinks=sinks, tracing=traces)
     await server(router, settings).serve([listener])

@@ -163,5 +163,5 @@ async def test_who_leaves_stops_the_engine(path: str, body: dict[str, Any], demo
         await asyncio.to_thread(demo.until, lambda: at_work() > 0, "the request at work", 20)
         asking.cancel()
         await asyncio.wait({asking})
-        await asyncio.to_thread(demo.until, lambda: at_work() == 0, "the end of its work", 10)
+        await asyncio.to_thread(demo.until, lambda: at_work() == 0, "the end of its work", 20)
     assert asking.cancelled()
