@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from math import ceil
 
 from tandem.errors import ApiError
-from tandem.fleet import Engine, Fleet, State, now
+from tandem.fleet import Engine, Fleet, Snapshot, State, now
 from tandem.router import checks
 from tandem.router.retry import Breaker
 from tandem.settings import RouterSettings
@@ -83,6 +83,8 @@ class Admission:
         self._seats: dict[str, Seat] = {}
         self._queues: dict[str, deque[_Place]] = {}
         self._queued_bytes = 0
+        self._seated: Snapshot | None = None
+        self._groups: dict[str, list[Seat]] = {}
 
     def loads(self) -> list[Load]:
         """What every engine that was asked so far has to do; for metrics."""
@@ -112,9 +114,15 @@ class Admission:
         Raises:
             ApiError: 503, none is there, or all are full, and will be for too long.
         """
-        loop = asyncio.get_running_loop()
         name = engine.replica_of or engine.name
-        queue = self._queues.setdefault(name, deque())
+        queue = self._queues.get(name)
+        if queue is None:
+            queue = self._queues[name] = deque()
+        if not queue and (seat := self._free(name, tried)):
+            seat.in_flight += 1
+            seat.breaker.began()
+            return Lease(self, seat)
+        loop = asyncio.get_running_loop()
         soon = min(deadline, loop.time() + self._settings.queue_timeout)
         place: _Place | None = None
         try:
@@ -168,22 +176,34 @@ class Admission:
 
     def _free(self, name: str, tried: str) -> Seat | None:
         clock = time.monotonic()
-        fit = [
-            seat
-            for seat in self._of(name)
-            if seat.engine.ready and seat.in_flight < self._settings.max_in_flight and not seat.wait(clock)
-        ]
-        return min(fit, key=lambda seat: (seat.engine.name == tried, seat.in_flight), default=None)
+        most = self._settings.max_in_flight
+        found: Seat | None = None
+        for seat in self._of(name):
+            if not seat.engine.ready or seat.in_flight >= most or seat.wait(clock):
+                continue
+            if found is None or (seat.engine.name == tried, seat.in_flight) < (
+                found.engine.name == tried,
+                found.in_flight,
+            ):
+                found = seat
+        return found
 
     def _of(self, name: str) -> list[Seat]:
-        seats = []
-        for engine in self._fleet.now.engines:
-            if name in (engine.name, engine.replica_of):
-                seat = self._seats.get(engine.name)
-                if seat is None:
-                    seat = self._seats[engine.name] = Seat(engine)
-                seat.engine = engine
-                seats.append(seat)
+        """The seats of ``name`` and its replicas, up to date; worked out once for each snapshot of the fleet."""
+        snapshot = self._fleet.now
+        if snapshot is not self._seated:
+            self._seated = snapshot
+            self._groups.clear()
+        seats = self._groups.get(name)
+        if seats is None:
+            seats = self._groups[name] = []
+            for engine in snapshot.engines:
+                if name in (engine.name, engine.replica_of):
+                    seat = self._seats.get(engine.name)
+                    if seat is None:
+                        seat = self._seats[engine.name] = Seat(engine)
+                    seat.engine = engine
+                    seats.append(seat)
         return seats
 
     def _pause(self, engine: Engine, soon: float, left: float, *, patient: bool) -> float:

@@ -305,7 +305,8 @@ class Exchange:
     async def _start(self, status: int, headers: Headers, more: Mapping[str, str] | None = None) -> None:
         self.status = status
         headers += self._own_headers()
-        headers += [(name.lower().encode(), value.encode("latin-1")) for name, value in (more or {}).items()]
+        if more:
+            headers += [(name.lower().encode(), value.encode("latin-1")) for name, value in more.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     def _own_headers(self) -> Headers:
@@ -325,7 +326,8 @@ class Exchange:
             _VERSION,
             (b"server-timing", timing.encode()),
         ]
-        headers += [(name.encode(), value.encode("latin-1")) for name, value in self.more_headers.items()]
+        if self.more_headers:
+            headers += [(name.encode(), value.encode("latin-1")) for name, value in self.more_headers.items()]
         return headers
 
 

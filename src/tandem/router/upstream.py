@@ -151,11 +151,12 @@ class Upstream:
             UpstreamError: nothing listens, or the connection broke before the answer's head was whole.
             UpstreamTimeout: no connection, or no answer, in time; reading the body may raise it, too.
         """
-        lines = [f"{method} {self._prefix}{path} HTTP/1.1", f"host: {self._netloc}"]
+        head = f"{method} {self._prefix}{path} HTTP/1.1\r\nhost: {self._netloc}\r\n"
         if body:
-            lines += ["content-type: application/json", f"content-length: {len(body)}"]
-        lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
-        message = "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+            head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        if headers:
+            head += "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+        message = f"{head}\r\n".encode("latin-1") + body
         kept = True
         while True:
             connection, fresh = await self._connection(kept)
