@@ -9,7 +9,7 @@ from pathlib import Path
 from tandem import control
 from tandem.fleet import Fleet
 from tandem.router.app import Router
-from tandem.router.server import event_loop, server
+from tandem.router.server import event_loop, server, tune_collector
 from tandem.router.upstream import Upstreams
 from tandem.rundir import RunDir
 from tandem.telemetry import logs, tracing
@@ -38,6 +38,7 @@ async def main(run_dir: RunDir, listener: socket.socket) -> None:
             tracing=tracing.from_environment(os.environ),
         )
         serving = server(router, settings)
+        tune_collector()
         await serving.serve([listener])
 
 

@@ -38,6 +38,18 @@ _NOT_WITH_BEAMS = (
     *("repetition_penalty", "logit_bias", "bad_words", "allowed_token_ids", "stop_token_ids"),
     *("response_format", "structured_outputs", *GUIDED),
 )
+# Parameters that are looked into beyond their types: most requests have none of them.
+_LOOKED_INTO = frozenset(
+    {
+        "stop",
+        "logit_bias",
+        "truncate_prompt_tokens",
+        "use_beam_search",
+        "response_format",
+        "structured_outputs",
+        *GUIDED,
+    }
+)
 _TYPES: Mapping[type, str] = {
     str: "a string",
     bool: "a boolean",
@@ -210,8 +222,10 @@ def _generation(request: CompletionRequest | ChatCompletionRequest) -> None:
         )
     if request.stream_options is not None and request.stream_options.include_obfuscation:
         raise _unsupported("stream_options.include_obfuscation")
-    _sampling(request)
-    _constraints(request)
+    given = request.model_fields_set
+    if not given.isdisjoint(_LOOKED_INTO):
+        _sampling(request)
+        _constraints(request)
     if isinstance(request, CompletionRequest):
         _completion(request)
     else:

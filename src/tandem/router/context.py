@@ -50,29 +50,22 @@ class Contexts:
         """
         if not engine.context or request.truncate_prompt_tokens is not None:
             return
+        chat = isinstance(request, ChatCompletionRequest)
+        name, wanted = _wanted(request)
+        if wanted > engine.context:
+            raise checks.too_many_tokens(name, wanted, engine.context)
+        # Without a wish for tokens, the engine itself refuses a chat that leaves room for none.
+        if not wanted or body_bytes + wanted + (_TEMPLATE if chat else _SPECIAL) <= engine.context:
+            return
         with suppress(TimeoutError, UpstreamError, msgspec.DecodeError):
             async with asyncio.timeout(_PATIENCE):
-                if isinstance(request, CompletionRequest):
-                    await self._completion(engine, request, body_bytes)
+                if isinstance(request, ChatCompletionRequest):
+                    question = request.model_dump_json(by_alias=True, include=_TEMPLATED, exclude_unset=True)
+                    await self._count(engine, msgspec.json.decode(question), wanted, param="messages")
                 else:
-                    await self._chat(engine, request, body_bytes)
+                    await self._completion(engine, request, wanted)
 
-    async def _chat(self, engine: Engine, request: ChatCompletionRequest, body_bytes: int) -> None:
-        wanted = request.max_completion_tokens or request.max_tokens or 0
-        if wanted > engine.context:
-            name = "max_completion_tokens" if request.max_completion_tokens else "max_tokens"
-            raise checks.too_many_tokens(name, wanted, engine.context)
-        # Without a wish for tokens, the engine itself refuses a prompt that leaves room for none.
-        if wanted and body_bytes + _TEMPLATE + wanted > engine.context:
-            question = request.model_dump_json(by_alias=True, include=_TEMPLATED, exclude_unset=True)
-            await self._count(engine, msgspec.json.decode(question), wanted, param="messages")
-
-    async def _completion(self, engine: Engine, request: CompletionRequest, body_bytes: int) -> None:
-        wanted = MAX_TOKENS if request.max_tokens is None else request.max_tokens
-        if wanted > engine.context:
-            raise checks.too_many_tokens("max_tokens", wanted, engine.context)
-        if body_bytes + _SPECIAL + wanted <= engine.context:
-            return
+    async def _completion(self, engine: Engine, request: CompletionRequest, wanted: int) -> None:
         given: Any = request.prompt
         prompts = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
         special = {} if request.add_special_tokens is None else {"add_special_tokens": request.add_special_tokens}
@@ -91,3 +84,12 @@ class Contexts:
                 checks.context(counted.count, wanted, counted.max_model_len, param=param)
         finally:
             answer.close()
+
+
+def _wanted(request: CompletionRequest | ChatCompletionRequest) -> tuple[str, int]:
+    """How many tokens the answer may have, and which parameter says so."""
+    if isinstance(request, CompletionRequest):
+        return "max_tokens", MAX_TOKENS if request.max_tokens is None else request.max_tokens
+    if request.max_completion_tokens:
+        return "max_completion_tokens", request.max_completion_tokens
+    return "max_tokens", request.max_tokens or 0

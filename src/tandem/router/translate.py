@@ -22,6 +22,7 @@ Generation = CompletionRequest | ChatCompletionRequest
 
 # vLLM's greedy sampling begins below this temperature, and it then makes one choice only.
 _GREEDY = 1e-5
+_CONSTRAINTS = frozenset({"structured_outputs", *GUIDED})
 
 
 @dataclass(frozen=True)
@@ -91,18 +92,17 @@ def generation(request: Generation, model: str) -> tuple[bytes, Asked]:
         request.temperature, request.top_p = 0.0, 1.0
         if (request.n or 1) > 1:
             request.temperature, request.top_k = 1.0, 1
-    for name, kind in GUIDED.items():
-        if (value := getattr(request, name)) is not None:
-            request.structured_outputs = {**(request.structured_outputs or {}), kind: value}
+    for name in _CONSTRAINTS & request.model_fields_set:
+        if name in GUIDED:
+            request.structured_outputs = {GUIDED[name]: getattr(request, name)}
     return _body(request, model), asked
 
 
 def _asked(request: Generation) -> Asked:
     usage = bool(request.stream_options and request.stream_options.include_usage)
-    constraints = [name for name in ("structured_outputs", *GUIDED) if getattr(request, name) is not None]
-    constraint = constraints[0] if constraints else "response_format"
+    constraint = next(iter(_CONSTRAINTS & request.model_fields_set), "response_format")
     if isinstance(request, ChatCompletionRequest):
-        if request.response_format is None and not constraints and request.tool_choice not in (None, "none", "auto"):
+        if request.tool_choice not in (None, "none", "auto") and constraint not in request.model_fields_set:
             constraint = "tools"
         return Asked(
             request.model,
