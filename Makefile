@@ -26,10 +26,13 @@ check: .venv/.dev ## lint, format, imports, types
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
-bench: .venv/.server ## how long the command, the import and the demo's start take; some ten minutes
-	$(BIN)/tandem install
+bench: .venv/.server ## the router beside vLLM's and sglang's, and how long starts take; under ten minutes, needs nginx and wrk
+	$(BIN)/python benchmarks/overhead.py $(ARGS)
+	$(BIN)/python benchmarks/streams.py $(ARGS)
+	$(BIN)/python benchmarks/memory.py $(ARGS)
 	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/bring_up.py
+	$(BIN)/tandem install
+	$(BIN)/python benchmarks/bring_up.py 1
 
 demo-model: .venv/.server ## train the demo's language model anew: about an hour on two cores; goes on where it was cut off
 	$(BIN)/tandem install

@@ -55,7 +55,7 @@ def main() -> None:
         for case in CASES:
             for each in through:
                 _check(case, each)
-                load.run(case, each.url, CONNECTIONS, alone, cores.load, folder)  # warms up
+                asked += _round(case, each, Series(), 1, 1, cores.load, folder)  # warms up
             for _ in range(rounds):
                 for each in through:
                     seen = series[case.name, each.name]

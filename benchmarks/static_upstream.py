@@ -83,7 +83,7 @@ def paced(rate: float, core: int, folder: Path) -> Iterator[Upstream]:
 
 def configuration(ports: dict[str, int]) -> str:
     """nginx's: one process, a port for each model, temporary files in the folder it is started with."""
-    vector = _vector()
+    vector = unit_vector()
     floats = embedding(list(vector))
     encoded = embedding(base64.b64encode(struct.pack(f"<{DIMENSIONS}f", *vector)).decode())
     servers = "\n".join(_server(model, port) for model, port in ports.items())
@@ -180,7 +180,7 @@ def _usage(prompt: int, made: int) -> dict[str, Any]:
     return {"prompt_tokens": prompt, "total_tokens": prompt + made, "completion_tokens": made, **details}
 
 
-def _vector() -> tuple[float, ...]:
+def unit_vector() -> tuple[float, ...]:
     """Of length 1, in float32's precision, which is what vLLM writes."""
     chance = random.Random(0)  # noqa: S311
     drawn = [chance.gauss(0, 1) for _ in range(DIMENSIONS)]
@@ -198,7 +198,7 @@ def check(case: Case, answer: Any) -> bool:
     vector = answer["data"][0]["embedding"]
     if case is BASE64:
         vector = struct.unpack(f"<{DIMENSIONS}f", base64.b64decode(vector))
-    return len(vector) == DIMENSIONS and all(abs(a - b) < 1e-6 for a, b in zip(vector, _vector(), strict=True))
+    return len(vector) == DIMENSIONS and all(abs(a - b) < 1e-6 for a, b in zip(vector, unit_vector(), strict=True))
 
 
 def _until_listening(port: int, log: Path) -> None:

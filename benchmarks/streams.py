@@ -1,8 +1,8 @@
 """What a gateway costs a stream: CPU an event, time to the first event, delay added to and between events.
 
-100 callers ask for streams of 100 events, each the next at the pace of its events, from an upstream that sends 50 events
-a second to each: 5,000 in all. Each event carries the time at which it was sent. Its delay is what passed until the
-caller had it; a pause's delay is by how much longer than at the upstream it was between two events of a stream. Both
+100 callers ask for streams of 100 events, one after the other without a break, from an upstream that sends 50 events a
+second to each: 5,000 in all. Each event carries the time at which it was sent. Its delay is what passed until the
+caller had it; a pause's delay is by how much longer it was, between two events of a stream, than at the upstream. Both
 are measured directly, too, in the same rounds, and what a gateway adds is the difference: caller and upstream also
 need time.
 Usage: ``python benchmarks/streams.py [--quick]``.
