@@ -31,7 +31,7 @@ class Failed(SystemExit):
 
 @dataclass(frozen=True)
 class Case:
-    """One kind of request: what to ask, and whether an answer is right."""
+    """One kind of request, by the name that tables call it."""
 
     name: str
     path: str
@@ -71,7 +71,7 @@ def parse(output: str) -> Measured:
     if faults := {name: said[name] for name in _FAULTS if said[name]}:
         raise Failed(f"of {said['requests']} answers, not all were good: {faults}")
     if not said["requests"]:
-        raise Failed("no answer came")
+        raise Failed(f"no answer came within {said['duration'] / 1e6:.1f} s: is the machine busy?")
     return Measured(said["requests"], said["duration"] / 1e6, said["p50"], said["p99"])
 
 

@@ -140,10 +140,13 @@ def _taken(seconds: float, wall: float) -> str:
 
 
 def _busy() -> float:
-    """Seconds, of all cores, in which something ran; or in which the host ran something else."""
+    """Seconds, of all cores, in which processes ran; or in which the host ran something else.
+
+    Not those spent on interrupts, which no process is charged for: most of them carry our own packets.
+    """
     with Path("/proc/stat").open() as lines:
-        user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, lines.readline().split()[1:9])
-    return (user + nice + system + irq + softirq + steal) / _TICKS
+        user, nice, system, _idle, _iowait, _irq, _softirq, steal = map(int, lines.readline().split()[1:9])
+    return (user + nice + system + steal) / _TICKS
 
 
 def _ours() -> float:

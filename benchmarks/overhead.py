@@ -23,7 +23,7 @@ HEAD = (
     "",
     "through",
     f"requests/s, {CONNECTIONS} connections",
-    "Tandem : this",
+    "Tandem's by this",
     "its CPU a request, µs",
     "median, 1 connection, µs",
     "added, µs",

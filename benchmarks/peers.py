@@ -13,7 +13,8 @@ and ``sglang-router``. Each is put into an environment of its own below ``$XDG_C
   HTTP/1 on ``/health``, and asks ``/server_info``, ``/get_server_info``, ``/model_info`` and ``/get_model_info``; it
   takes a 404 from all of them. Both then know the worker's model as "unknown" and route any name to it, so one worker
   serves both routes.
-- Their own ``/health`` answers before the worker is known; ready is who answers a completion.
+- vllm-router does not listen before the worker is healthy; sglang-router does, with ``/health`` 200 and ``/readiness``
+  503. Ready is, whoever it is, who answers a completion.
 - Both are Python processes that become the router (``sglang-router`` and ``smg`` are the same program), with as many
   threads as they may use cores: pinned to one core, one. Both end on SIGTERM.
 - Neither refuses 1,000 requests at once by default (vllm-router takes 32,768, sglang-router any number).

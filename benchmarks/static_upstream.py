@@ -18,6 +18,7 @@ import json
 import random
 import socket
 import struct
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -65,8 +66,8 @@ def whole(core: int, folder: Path) -> Iterator[Upstream]:
     path = folder / "nginx.conf"
     path.write_text(configuration(ports))
     log = folder / "nginx.log"
-    with machine.started(["nginx", "-p", str(folder), "-e", "stderr", "-c", str(path)], core, log):
-        _until_listening(ports[EMBEDDING], log)
+    with machine.started(["nginx", "-p", str(folder), "-e", "stderr", "-c", str(path)], core, log) as process:
+        _until_listening(ports[EMBEDDING], process, log)
         generation, embedding = (f"http://127.0.0.1:{port}" for port in ports.values())
         yield Upstream(generation, embedding)
 
@@ -76,19 +77,18 @@ def paced(rate: float, core: int, folder: Path) -> Iterator[Upstream]:
     """Streams of ``rate`` events a second each, from ``core``."""
     port = machine.free_port()
     log = folder / "streams.log"
-    with machine.started([sys.executable, str(Path(__file__).resolve()), str(port), str(rate)], core, log):
-        _until_listening(port, log)
+    with machine.started([sys.executable, str(Path(__file__).resolve()), str(port), str(rate)], core, log) as process:
+        _until_listening(port, process, log)
         yield Upstream(f"http://127.0.0.1:{port}")
 
 
 def configuration(ports: dict[str, int]) -> str:
     """nginx's: one process, a port for each model, temporary files in the folder it is started with."""
     vector = unit_vector()
-    floats = embedding(list(vector))
-    encoded = embedding(base64.b64encode(struct.pack(f"<{DIMENSIONS}f", *vector)).decode())
-    servers = "\n".join(_server(model, port) for model, port in ports.items())
-    return (
-        f"""\
+    floats = _answer(embedding(list(vector)))
+    encoded = _answer(embedding(base64.b64encode(struct.pack(f"<{DIMENSIONS}f", *vector)).decode()))
+    servers = "\n".join(_server(model, port, floats, encoded) for model, port in ports.items())
+    return f"""\
 daemon off;
 master_process off;
 pid nginx.pid;
@@ -105,13 +105,10 @@ upstream nobody {{ server 127.0.0.1:1 down; }}
 map $request_body $vector {{ default floats; "~\\"encoding_format\\" ?: ?\\"base64\\"" base64; }}
 {servers}
 }}
-""".replace("FLOATS", _answer(floats))
-        .replace("ENCODED", _answer(encoded))
-        .replace("COMPLETION", _answer(completion()))
-    )
+"""
 
 
-def _server(model: str, port: int) -> str:
+def _server(model: str, port: int, floats: str, encoded: str) -> str:
     models = {
         "object": "list",
         "data": [{"id": model, "object": "model", "created": _CREATED, "owned_by": "vllm", "max_model_len": 4096}],
@@ -121,11 +118,11 @@ server {{
 listen 127.0.0.1:{port} backlog=4096;
 location = /health {{ return 200 ""; }}
 location = /v1/models {{ return 200 '{json.dumps(models)}'; }}
-location = /v1/completions {{ COMPLETION }}
+location = /v1/completions {{ {_answer(completion())} }}
 location = /v1/embeddings {{ proxy_pass http://nobody; error_page 502 =200 @embedding; }}
 location @embedding {{
-if ($vector = base64) {{ ENCODED }}
-FLOATS
+if ($vector = base64) {{ {encoded} }}
+{floats}
 }}
 location / {{ return 404 '{{"error":{{"message":"Not Found","type":"NotFoundError","param":null,"code":404}}}}'; }}
 }}"""
@@ -138,10 +135,9 @@ def _answer(body: dict[str, Any]) -> str:
     pieces = [text[at : at + _LONGEST] for at in range(0, len(text), _LONGEST)]
     if len(pieces) == 1:
         return f"return 200 '{text}';"
-    named = [(f"$piece_{len(pieces)}_{i}", piece) for i, piece in enumerate(pieces)]
-    return (
-        "".join(f"set {name} '{piece}';\n" for name, piece in named) + f'return 200 "{"".join(n for n, _ in named)}";'
-    )
+    names = [f"$piece_{len(pieces)}_{i}" for i in range(len(pieces))]
+    sets = "".join(f"set {name} '{piece}';\n" for name, piece in zip(names, pieces, strict=True))
+    return f'{sets}return 200 "{"".join(names)}";'
 
 
 def completion() -> dict[str, Any]:
@@ -201,13 +197,13 @@ def check(case: Case, answer: Any) -> bool:
     return len(vector) == DIMENSIONS and all(abs(a - b) < 1e-6 for a, b in zip(vector, unit_vector(), strict=True))
 
 
-def _until_listening(port: int, log: Path) -> None:
+def _until_listening(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + 20
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
         except OSError:
-            if time.monotonic() > deadline:
+            if process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"The upstream does not listen:\n{log.read_text()}") from None
             time.sleep(0.05)
         else:
