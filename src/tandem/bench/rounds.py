@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 from tandem.bench import figures
@@ -37,8 +38,9 @@ class Errors:
 class Tally:
     """What one round has seen so far; its load writes it.
 
-    A request counts if it was due while the round was measured, however late it ended. Throughput counts what was
-    answered in that time, whenever it was asked for.
+    A request counts if it was due while the round was measured, however late it ended; one that failed, also if it
+    was due before: who hangs through the whole round is not to be forgotten. Throughput counts what was answered in
+    that time, whenever it was asked for.
     """
 
     def __init__(self, load: Load, start: float) -> None:
@@ -60,12 +62,13 @@ class Tally:
 
     def ended(self, due: float, reply: Reply) -> None:
         self.in_flight -= 1
-        if self.start <= due < self.end:
-            self.asked += 1
-            if reply.failure is not None:
+        if reply.failure is not None:
+            if due < self.end and self.start <= reply.ended:
+                self.asked += 1
                 self.errors.add(reply.failure)
-            else:
-                self._measured(due, reply)
+        elif self.start <= due < self.end:
+            self.asked += 1
+            self._measured(due, reply)
         if reply.failure is None:
             self._counted(reply)
 
@@ -74,7 +77,7 @@ class Tally:
         self.lengths.append(reply.tokens)
         if reply.events:
             self.first_events.append(reply.events[0] - due)
-            self.gaps += [later - sooner for sooner, later in zip(reply.events, reply.events[1:], strict=False)]
+            self.gaps += [later - sooner for sooner, later in pairwise(reply.events)]
 
     def _counted(self, reply: Reply) -> None:
         if self.start <= reply.ended < self.end:
@@ -209,7 +212,7 @@ async def _round(
         errors = tally.errors.total
         watch.progress(Progress(case.name, side.name, number, rounds, part, tally.answered, errors, tally.in_flight))
 
-    chance = random.Random(seed)  # noqa: S311 - it guards nothing
+    chance = random.Random(seed)
     # Requests are due at the same times on both sides, but their texts differ: both sides may ask one engine, which
     # remembers what it has read.
     ask = side.asking(case, f"{seed} {side.name}", connections)

@@ -80,7 +80,7 @@ def _hardness(load: Load) -> str:
 
 def texts(seed: str, words: int) -> Iterator[str]:
     """Texts without end, each one another, so that no cache answers; the same ones for the same ``seed``."""
-    chance = random.Random(seed)  # noqa: S311 - it guards nothing
+    chance = random.Random(seed)
     known = _WORDS.split()
     bases = [" ".join(chance.choices(known, k=words - 1)) for _ in range(_TEXTS)]
     first = chance.getrandbits(32)

@@ -164,7 +164,7 @@ async def soak(
             tell(log.row(at))
             due = at + interval - (at - due) % interval
 
-    chance = random.Random(seed)  # noqa: S311 - it guards nothing
+    chance = random.Random(seed)
     cut = await until(stop, replace(load, warm_up=0), ask, log, chance, look)
     connections.close()
     ended = now()

@@ -1,0 +1,220 @@
+"""`tandem bench` against a real HTTP server in a process of its own."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tandem.cli import app
+
+from .conftest import Service
+
+pytestmark = [pytest.mark.process, pytest.mark.timeout(30)]
+
+QUICK = ("--seconds", "0.2", "--warm-up", "0.05", "--rounds", "1", "--clients", "4", "--timeout", "5")
+
+
+@pytest.fixture(autouse=True)
+def _without_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    """Exit code and everything printed."""
+    ran = CliRunner().invoke(app, ["bench", *arguments])
+    if ran.exception and not isinstance(ran.exception, SystemExit):
+        raise ran.exception
+    return ran.exit_code, ran.output
+
+
+def measured(folder: Path, *arguments: str, code: int = 0) -> tuple[dict[str, Any], str]:
+    """The JSON report of a run that ends with ``code``, and everything printed."""
+    ended, said = run(*arguments, "--json", str(folder / "report.json"), "--html", str(folder / "report.html"))
+    assert ended == code, said
+    return json.loads((folder / "report.json").read_text()), said
+
+
+def test_closed_loop(service: Service, tmp_path: Path) -> None:
+    """So many clients as were asked for, none of which meets an error; the models are found by asking."""
+    found, _ = measured(tmp_path, "embeddings", "--url", service.url, *QUICK, "--texts", "3")
+    (one,) = found["cases"][0]["rounds"]
+    assert one["peak_in_flight"] == 4
+    assert one["errors"] == []
+    assert one["figures"]["texts_per_second"] == pytest.approx(3 * one["figures"]["requests_per_second"])
+    assert found["sides"]["A"]["models"] == {"embeddings": "org/gen"}
+    assert len(service.bodies[-1]["input"]) == 3
+
+
+def test_open_loop(service: Service, tmp_path: Path) -> None:
+    """Requests come at about the rate that was asked for, and it is told how late they were sent."""
+    found, _ = measured(
+        tmp_path, "completions", "--url", service.url, *QUICK, "--rate", "200", "--seed", "3", "--max-tokens", "5"
+    )
+    (one,) = found["cases"][0]["rounds"]
+    assert 10 < one["requests"] < 100
+    assert one["figures"]["lateness_p50"] >= 0
+    assert one["figures"]["tokens_per_answer"] == 3
+    assert service.bodies[-1]["max_tokens"] == 5
+    assert service.bodies[-1]["ignore_eos"] is True
+
+
+def test_streams(service: Service, tmp_path: Path) -> None:
+    """Events are counted without `[DONE]`; the first one and the gaps between them are timed."""
+    found, _ = measured(tmp_path, "streams", "--url", service.url, *QUICK)
+    figures = found["cases"][0]["rounds"][0]["figures"]
+    assert figures["events_per_answer"] == 3
+    assert 0 < figures["first_event_p50"] <= figures["latency_p50"]
+    assert figures["gap_p50"] >= 0
+
+
+def test_without_a_scenario_all_that_the_targets_need_are_run(service: Service, tmp_path: Path) -> None:
+    """Embeddings, completions and streams; the page is written, too."""
+    found, _ = measured(tmp_path, "--url", service.url, *QUICK)
+    assert [case["name"] for case in found["cases"]] == ["embeddings", "completions", "streams"]
+    assert (tmp_path / "report.html").read_text().count("<svg") == 11
+
+
+def test_two_services_are_compared_round_by_round(service: Service, tmp_path: Path) -> None:
+    """A, B, B, A; each with its own table column, and a ratio."""
+    found, said = measured(tmp_path, "overhead", "--url", service.url, "--vs", service.url, *QUICK, "--rounds", "2")
+    assert [case["name"] for case in found["cases"]] == ["overhead, 1 connection", "overhead, 4 connections"]
+    assert [one["side"] for one in found["cases"][0]["rounds"]] == ["A", "B", "B", "A"]
+    assert found["cases"][0]["ratios"]["requests_per_second"]["median"] > 0
+    assert "A / B" in said
+
+
+@pytest.mark.parametrize(
+    ("scenario", "how", "options", "kind"),
+    [
+        ("embeddings", "status", {"status": 503}, "HTTP 503"),
+        ("embeddings", "reset", {}, "connection closed"),
+        ("embeddings", "not_http", {}, "not HTTP"),
+        ("embeddings", "silent", {}, "timeout"),
+        ("embeddings", "half_body", {}, "connection closed"),
+        ("completions", "bad_json", {}, "not a completion"),
+        ("streams", "half_stream_clean", {"events": 1}, "stream without [DONE]"),
+        ("streams", "error_event", {"code": 500, "events": 1}, "error in a stream"),
+        ("streams", "stalls_mid_stream", {"events": 1}, "timeout"),
+    ],
+)
+def test_errors_are_counted_by_kind_and_said_first(
+    service: Service, tmp_path: Path, scenario: str, how: str, options: dict[str, Any], kind: str
+) -> None:
+    """Whatever goes wrong is told, with an example, and `--check` does not pass."""
+    service.misbehave(how, after=1, **options)
+    asked = (scenario, "--url", service.url, *QUICK, "--timeout", "0.3", "--check")
+    found, said = measured(tmp_path, *asked, code=1)
+    (errors,) = found["cases"][0]["rounds"][0]["errors"]
+    assert errors["kind"] == kind
+    assert found["errors"] == errors["count"] > 0
+    assert said.index(f"{kind}: {errors['count']} (such as: ") < said.index("targets")
+
+
+def test_check_passes_when_every_target_is_met(service: Service) -> None:
+    """Each is printed with what was wanted, measured, and the verdict."""
+    code, said = run("embeddings", "--url", service.url, *QUICK, "--clients", "50", "--check")
+    assert code == 0, said
+    assert "embeddings/s" in said
+    assert said.count(" pass") == 4
+    assert said.count("not asked") == 2
+
+
+def test_check_fails_when_one_is_missed(service: Service) -> None:
+    """Four users are not fifty; the numbers are shown all the same."""
+    code, said = run("embeddings", "--url", service.url, *QUICK, "--check")
+    assert code == 1
+    assert said.count(" fail") == 1
+    assert run("embeddings", "--url", service.url, *QUICK)[0] == 0
+
+
+def test_a_completion_of_fewer_than_100_tokens_is_not_measured(service: Service) -> None:
+    """The service answers with three, so nothing is known about a hundred."""
+    code, said = run("completions", "--url", service.url, *QUICK, "--clients", "50", "--check")
+    assert code == 1
+    assert said.count("not measured") == 1
+
+
+def test_a_soak_has_rows_and_watches_who_listens(service: Service, tmp_path: Path) -> None:
+    """Requests of every kind, memory of the process on that port, and a verdict."""
+    found, _ = measured(tmp_path, "soak", "--url", service.url, "--hours", "0.0006", "--rate", "50", "--check")
+    rows = found["soak"]["rows"]
+    assert {row["pids"][0] for row in rows} == {service.process.pid}
+    assert all(row["resident"] > 2**20 for row in rows)
+    assert sum(row["requests"] for row in rows) > 20
+    assert found["soak"]["kinds"] == ["completions", "embeddings", "streams"]
+    assert found["soak"]["memory"]["verdict"] == "flat"
+    assert "Memory is flat" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("how", "options"), [("good", {}), ("silent", {})])
+def test_ctrl_c_ends_it_with_what_was_measured_and_130(
+    service: Service, tmp_path: Path, how: str, options: dict[str, Any]
+) -> None:
+    """At once, even while nothing is answered; both reports are written and say that they were cut short."""
+    service.misbehave(how, after=100, **options)
+    command = [sys.executable, "-m", "tandem", "bench", "embeddings", "--url", service.url, "--seconds", "600"]
+    command += ["--warm-up", "0", "--json", str(tmp_path / "report.json"), "--html", str(tmp_path / "report.html")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while service.tell("/counters")["asked"] < 120 and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        said, complaint = process.communicate(timeout=20)
+    assert process.returncode == 130, complaint
+    assert "Cut short: this is what was measured until then." in said
+    assert "Traceback" not in complaint
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert found["cut"] is True
+    assert found["errors"] == 0
+    assert found["cases"][0]["rounds"][0]["requests"] >= 50
+    assert "Cut short" in (tmp_path / "report.html").read_text()
+
+
+def test_where_nothing_listens(free_port: int) -> None:
+    """One line, with what to do."""
+    code, said = run("--url", f"http://127.0.0.1:{free_port}/v1")
+    assert code == 1
+    assert said == (
+        f"error: http://127.0.0.1:{free_port}/v1 does not answer: no connection (Connection refused). "
+        "Start a service with `tandem up`, or name another with --url\n"
+    )
+
+
+def test_a_service_that_answers_no_such_request(service: Service) -> None:
+    """The model's own words are passed on."""
+    service.misbehave("status", after=0, status=404)
+    code, said = run("embeddings", "--url", service.url)
+    assert code == 1
+    assert said == (f"error: {service.url} answers no request for embeddings: org/gen: HTTP 404, it is broken\n")
+
+
+def test_a_service_that_wants_a_key(service: Service) -> None:
+    """It is named as such, and where to give one."""
+    service.misbehave("status", after=0, status=401)
+    code, said = run("embeddings", "--url", service.url)
+    assert code == 1
+    assert "wants another API key: it is broken. Give it with --api-key, or in OPENAI_API_KEY" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("nonsense",), "there is no scenario nonsense. Choose one of overhead, embeddings,"),
+        (("--url", "127.0.0.1:8200"), "'127.0.0.1:8200' is no http:// or https:// address"),
+        (("embeddings", "--hours", "2"), "--hours is for a soak. Run `tandem bench soak --hours 2`"),
+        (("soak", "--vs", "http://h"), "--vs http://h has nothing to compare"),
+        (("--vs-model", "m"), "--vs-model m has nothing to compare"),
+        (("--rate", "0"), "--rate 0 is not above 0"),
+        (("--json", "no/such/folder/x.json"), "no/such/folder/x.json cannot be written: there is no folder"),
+    ],
+)
+def test_wrong_options_have_exit_code_2_before_anything_is_asked(arguments: tuple[str, ...], complaint: str) -> None:
+    """A day's soak must not end with a report that has no place."""
+    code, said = run(*arguments)
+    assert code == 2
+    assert f"error: {complaint}" in said
