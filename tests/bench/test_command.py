@@ -209,7 +209,8 @@ def test_a_service_that_wants_a_key(service: Service) -> None:
         (("embeddings", "--hours", "2"), "--hours is for a soak. Run `tandem bench soak --hours 2`"),
         (("soak", "--vs", "http://h"), "--vs http://h has nothing to compare"),
         (("--vs-model", "m"), "--vs-model m has nothing to compare"),
-        (("--rate", "0"), "--rate 0 is not above 0"),
+        (("--rate", "0"), "--rate 0 is no number above 0"),
+        (("soak", "--hours", "inf"), "--hours inf is no number above 0"),
         (("--json", "no/such/folder/x.json"), "no/such/folder/x.json cannot be written: there is no folder"),
     ],
 )

@@ -26,7 +26,8 @@ class Plan:
         url: the base URL of the service, A.
         vs: that of the one to compare it with, B.
         key: the API key of both.
-        model: the model to ask A for; by default the first that answers.
+        model: the model to ask A for; by default, and where it does not answer one of several scenarios, the first
+            that answers.
         vs_model: the same for B.
         rounds: of each case, on each side.
         pid: whose memory a soak watches; by default that of whoever listens at ``url``, on this machine.
@@ -99,7 +100,7 @@ async def run(plan: Plan, watch: Watch, stop: asyncio.Event) -> Run:
     asked = [("A", plan.url, plan.model), *([("B", plan.vs, plan.vs_model)] if plan.vs else [])]
     sides = []
     for name, url, model in asked:
-        sides.append(await meet(name, url, plan.key, model, plan.kinds))
+        sides.append(await meet(name, url, plan.key, model, plan.kinds, others=plan.scenario is None))
         watch.met(sides[-1])
     shared = frozenset(sides[0].models).intersection(*(side.models for side in sides))
     measured: list[Measured] = []

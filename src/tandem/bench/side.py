@@ -50,11 +50,14 @@ class Side:
         return self.address.message("POST", kind.path, body, self.key)
 
 
-async def meet(name: str, url: str, key: str | None, model: str | None, kinds: Collection[Kind]) -> Side:
+async def meet(
+    name: str, url: str, key: str | None, model: str | None, kinds: Collection[Kind], *, others: bool = False
+) -> Side:
     """Find a model for each of ``kinds``, by one tiny request; what has none is left out.
 
     Args:
-        model: the only one to try; by default all that ``GET /models`` lists, in its order.
+        model: the one to try; by default all that ``GET /models`` lists, in its order.
+        others: whether to try those, too, for what ``model`` does not answer.
 
     Raises:
         SettingsError: ``url`` is no address.
@@ -66,7 +69,8 @@ async def meet(name: str, url: str, key: str | None, model: str | None, kinds: C
         raise SettingsError(str(exc), "Name one such as http://127.0.0.1:8200/v1") from exc
     connections = Connections(address)
     try:
-        listed = [model] if model else await _listed(connections, key)
+        listed = await _listed(connections, key) if others or not model else []
+        listed = [model, *listed] if model else listed
         models, refusals = {}, []
         extra: Mapping[str, Any] = {}
         if Kind.EMBEDDINGS in kinds:

@@ -12,7 +12,7 @@ def bench(
     scenario: Annotated[
         str | None,
         typer.Argument(
-            metavar="[SCENARIO]",
+            metavar="SCENARIO",
             help="overhead, embeddings, completions, streams or soak; by default embeddings, completions and streams.",
         ),
     ] = None,
@@ -52,6 +52,7 @@ def bench(
     """Measure any OpenAI-compatible service. Ctrl-C ends it with what was measured so far, and exit code 130."""
     import asyncio
     import json
+    import math
     import secrets
     from functools import partial
 
@@ -72,8 +73,8 @@ def bench(
         if named is not None and (soaking or option != "--vs"):
             raise SettingsError(f"{option} {named} has nothing to compare", "A comparison needs a scenario and --vs")
     for option, number in (("--rate", rate), ("--hours", hours)):
-        if number is not None and number <= 0:
-            raise SettingsError(f"{option} {number:g} is not above 0")
+        if number is not None and not 0 < number < math.inf:
+            raise SettingsError(f"{option} {number:g} is no number above 0")
     for file in (json_file, html_file):
         if file is not None and not file.absolute().parent.is_dir():
             raise SettingsError(f"{file} cannot be written: there is no folder {file.absolute().parent}")
