@@ -32,6 +32,12 @@ def test_a_ratio_is_taken_round_by_round() -> None:
     assert figures.ratio([1, 3], [1, 1, 1]) == Spread(2, 1, 3)
 
 
+def test_a_difference_is_taken_round_by_round() -> None:
+    """Of a router and its engine, it is what the router costs."""
+    assert figures.difference([5, 7], [3, 6]) == Spread(1.5, 1, 2)
+    assert figures.difference([], []) is None
+
+
 def test_there_is_no_ratio_to_nothing() -> None:
     """A side that answered nothing is not infinitely slower."""
     assert figures.ratio([1], [0]) is None

@@ -48,17 +48,39 @@ def test_rounds_are_interleaved_and_neither_side_is_always_first() -> None:
     ]
 
 
-def test_latency_counts_what_was_due_in_the_window_and_throughput_what_ended_in_it() -> None:
-    """The warm-up does not count, and what is slow cannot fall out of the percentiles by ending late."""
-    tally = Tally(Load(clients=3, rate=None, seconds=10, warm_up=5, timeout=60), start=100)
-    for due, ended in ((101, 104), (104, 106), (107, 108), (114, 144)):
+def tallied(rate: float | None, *requests: tuple[float, float]) -> Tally:
+    """A round that is measured from 105 to 115, with requests due and ended at these times."""
+    tally = Tally(Load(clients=3, rate=rate, seconds=10, warm_up=5, timeout=60), start=100)
+    for due, ended in requests:
         tally.begun(0)
         tally.ended(due, reply(ended))
-    found = tally.figures(10, open_loop=False)
+    return tally
+
+
+def test_latency_is_that_of_what_was_due_in_the_window() -> None:
+    """The warm-up does not count, and what is slow cannot fall out of the percentiles by ending late."""
+    tally = tallied(None, (101, 104), (104, 106), (107, 108), (114, 144))
     assert sorted(tally.latencies) == [1, 30]
-    assert found["requests_per_second"] == 0.2
-    assert found["texts_per_second"] == 0.4
-    assert found["latency_p50"] == 15.5
+    assert tally.figures(10)["latency_p50"] == 15.5
+
+
+def test_closed_loop_throughput_counts_a_request_by_its_share_in_the_window() -> None:
+    """Half of one from the warm-up, all of one, a tenth of one that ends late; and the texts in them."""
+    found = tallied(None, (101, 104), (104, 106), (107, 108), (114, 124)).figures(10)
+    assert found["requests_per_second"] == pytest.approx(0.16)
+    assert found["texts_per_second"] == pytest.approx(0.32)
+
+
+def test_closed_loop_throughput_does_not_depend_on_where_answers_fall() -> None:
+    """Three users who are answered together every 4 s are 0.75 requests/s, whenever the window begins."""
+    for start in (100.0, 101.0, 102.5, 103.9):
+        rounds = [(start + 4 * at, start + 4 * at + 4) for at in range(-1, 4) for _ in range(3)]
+        assert tallied(None, *rounds).figures(10)["requests_per_second"] == pytest.approx(0.75)
+
+
+def test_open_loop_throughput_counts_what_was_answered_in_the_window() -> None:
+    """Of an overloaded service, requests mostly wait: a share of that time is no work."""
+    assert tallied(9, (101, 104), (104, 106), (107, 108), (114, 144)).figures(10)["requests_per_second"] == 0.2
 
 
 def test_errors_are_counted_by_kind_with_one_example_and_are_no_latencies() -> None:
@@ -77,7 +99,7 @@ def test_a_stream_has_a_first_event_and_gaps() -> None:
     tally = Tally(Load(clients=1, rate=None, seconds=10, warm_up=0, timeout=60), start=0)
     tally.begun(0)
     tally.ended(8, reply(12, events=[9, 9.5, 11]))
-    found = tally.figures(10, open_loop=False)
+    found = tally.figures(10)
     assert found["first_event_p50"] == 1
     assert tally.gaps == [0.5, 1.5]
     assert found["events_per_second"] == 0.2

@@ -68,6 +68,12 @@ def ratio(these: Sequence[float], those: Sequence[float]) -> Spread | None:
     return spread([this / that for this, that in pairs]) if pairs and all(that for _, that in pairs) else None
 
 
+def difference(these: Sequence[float], those: Sequence[float]) -> Spread | None:
+    """How far ``these`` lie above ``those``, pair by pair; None where there is no pair."""
+    pairs = list(zip(these, those, strict=False))
+    return spread([this - that for this, that in pairs]) if pairs else None
+
+
 def slope(xs: Sequence[float], ys: Sequence[float]) -> Slope | None:
     """The least-squares line through three points or more; None through fewer, or without a width."""
     if len(xs) < 3 or min(xs) == max(xs):

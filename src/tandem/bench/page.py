@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from tandem.bench import plots
+from tandem.bench import plots, report
 from tandem.bench.plots import Bar
-from tandem.bench.report import FIGURES, headlines, number, spread
+from tandem.bench.report import headlines, number
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2024; --soft: #666e78; --line: #d8dce1; --ground: #fff;
@@ -34,23 +34,23 @@ svg .axis, svg .whisker { stroke: var(--ink) } svg .grid { stroke: var(--line) }
 _SPEED = {"embeddings": "texts_per_second", "completions": "requests_per_second", "streams": "events_per_second"}
 
 
-def render(report: dict[str, Any]) -> str:
+def render(found: dict[str, Any]) -> str:
     """The page of a report as :func:`tandem.bench.report.build` makes it."""
-    machine = report["machine"]
+    machine = found["machine"]
     memory = f", {machine['memory'] / 2**30:.0f} GiB" if "memory" in machine else ""
     where = f"{machine['cpu']}, {machine['cores']} cores{memory}, {machine['system']}, Python {machine['python']}"
     parts = [
-        f"<h1>tandem bench: {escape(', '.join(report['scenarios']))}</h1>",
-        f'<p class="soft">{escape(report["started"])} · {escape(where)} · Tandem {escape(report["tandem"])}, '
-        f"seed {report['seed']}</p>",
-        *(f'<p class="warn">{escape(line)}</p>' for line in headlines(report)),
-        _sides(report["sides"]),
-        _targets(report["targets"]),
-        *(_case(case, list(report["sides"])) for case in report["cases"]),
-        _soak(report["soak"]) if report["soak"] else "",
+        f"<h1>tandem bench: {escape(', '.join(found['scenarios']))}</h1>",
+        f'<p class="soft">{escape(found["started"])} · {escape(where)} · Tandem {escape(found["tandem"])}, '
+        f"seed {found['seed']}</p>",
+        *(f'<p class="warn">{escape(line)}</p>' for line in headlines(found)),
+        _sides(found["sides"]),
+        _targets(found["targets"]),
+        *(_case(case, list(found["sides"])) for case in found["cases"]),
+        _soak(found["soak"]) if found["soak"] else "",
     ]
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    title = f"<title>tandem bench, {escape(report['started'])}</title>"
+    title = f"<title>tandem bench, {escape(found['started'])}</title>"
     body = "\n".join(part for part in parts if part)
     top = f'<!DOCTYPE html>\n<html lang="en"><head>{head}{title}<style>{_STYLE}</style></head>'
     return f"{top}\n<body>\n{body}\n</body></html>\n"
@@ -90,17 +90,7 @@ def _targets(found: Sequence[dict[str, Any]]) -> str:
 def _case(case: dict[str, Any], sides: Sequence[str]) -> str:
     if not case["rounds"]:
         return f"<h2>{escape(case['name'])}</h2><p>Nothing was measured.</p>"
-    compared = len(sides) > 1
-    rows = []
-    for figure in FIGURES:
-        cells = [
-            spread(case["summary"][side][figure.name], figure.scale) if figure.name in case["summary"][side] else ""
-            for side in sides
-        ]
-        if any(cells):
-            ratio = case["ratios"].get(figure.name)
-            rows.append([figure.label, *cells, *([f"x{spread(ratio)}" if ratio else ""] if compared else [])])
-    head = ["median (lowest to highest round)", *sides, *(["A / B"] if compared else [])]
+    head, rows = report.table(case, sides)
     return (
         f"<h2>{escape(case['name'])}</h2>"
         f'<p class="soft">{escape(described(case))}</p>'
@@ -112,14 +102,18 @@ def _case(case: dict[str, Any], sides: Sequence[str]) -> str:
 def described(case: dict[str, Any]) -> str:
     """One line: how hard, how long, with what."""
     load, shape = case["load"], case["shape"]
-    how = f"{load['clients']} clients" if load["rate"] is None else f"{load['rate']:g} requests/s, open loop"
+    how = _several(load["clients"], "client") if load["rate"] is None else f"{load['rate']:g} requests/s, open loop"
     with_ = (
-        f"{shape['texts']} text{'s' * (shape['texts'] > 1)} of {shape['words']} words"
+        f"{_several(shape['texts'], 'text')} of {_several(shape['words'], 'word')}"
         if case["kind"] == "embeddings"
-        else f"a prompt of {shape['words']} words, {shape['max_tokens']} tokens"
+        else f"a prompt of {_several(shape['words'], 'word')}, {_several(shape['max_tokens'], 'token')}"
     )
     rounds = max((one["number"] for one in case["rounds"]), default=0)
     return f"{how}, {rounds} x {load['seconds']:g} s after {load['warm_up']:g} s of warm-up; {with_} a request"
+
+
+def _several(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _plots(case: dict[str, Any], sides: Sequence[str]) -> list[str]:

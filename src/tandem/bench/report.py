@@ -107,6 +107,7 @@ def _case(measured: Measured, sides: Sequence[str]) -> dict[str, Any]:
         ],
         "summary": {side: _spreads(measured.spreads(side)) for side in sides},
         "ratios": _spreads(measured.ratios()),
+        "differences": _spreads(measured.differences()),
         "latency_histogram": {side: merged(one.latencies for one in measured.of(side)) for side in sides},
     }
 
@@ -211,6 +212,23 @@ def _errors_of(part: dict[str, Any]) -> list[str]:
 
 def _requests(soak: dict[str, Any]) -> int:
     return sum(row["requests"] for row in soak.get("rows", []))
+
+
+def table(case: dict[str, Any], sides: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of what one case gave, for people; a column for each side, and two where they are compared."""
+    compared = len(sides) > 1
+    rows = []
+    for figure in FIGURES:
+        by_side = [case["summary"][side].get(figure.name) for side in sides]
+        if any(by_side):
+            row = [figure.label, *(spread(found, figure.scale) if found else "-" for found in by_side)]
+            if compared:
+                ratio, difference = case["ratios"].get(figure.name), case["differences"].get(figure.name)
+                row.append(f"x{spread(ratio)}" if ratio else "-")
+                timed = figure.scale != 1
+                row.append(spread(difference, figure.scale) if difference and timed else "")
+            rows.append(row)
+    return ["median (lowest to highest round)", *sides, *(["A / B", "A - B"] if compared else [])], rows
 
 
 def number(value: float) -> str:

@@ -39,15 +39,19 @@ class Tally:
     """What one round has seen so far; its load writes it.
 
     A request counts if it was due while the round was measured, however late it ended; one that failed, also if it
-    was due before: who hangs through the whole round is not to be forgotten. Throughput counts what was answered in
-    that time, whenever it was asked for.
+    was due before: who hangs through the whole round is not to be forgotten.
+
+    Throughput counts what was done in that time. In a closed loop a request counts by the share of its own time that
+    lies in it: users who were answered together ask together, and of 50 answers every 5 s, 6 s hold 50 or 100. In an
+    open loop, where a request's time may be mostly waiting, it counts when its answer came in that time.
     """
 
     def __init__(self, load: Load, start: float) -> None:
+        self._open_loop = load.rate is not None
         self.start = start + load.warm_up
         self.end = self.start + load.seconds
-        self.in_flight = self.peak = 0
-        self.asked = self.answered = self.texts = self.tokens = 0
+        self.in_flight = self.peak = self.asked = self.answered = 0
+        self.requests = self.texts = self.tokens = 0.0
         self.errors = Errors()
         self.latencies: list[float] = []
         self.first_events: list[float] = []
@@ -70,7 +74,7 @@ class Tally:
             self.asked += 1
             self._measured(due, reply)
         if reply.failure is None:
-            self._counted(reply)
+            self._counted(due, reply)
 
     def _measured(self, due: float, reply: Reply) -> None:
         self.latencies.append(reply.ended - due)
@@ -79,16 +83,24 @@ class Tally:
             self.first_events.append(reply.events[0] - due)
             self.gaps += [later - sooner for sooner, later in pairwise(reply.events)]
 
-    def _counted(self, reply: Reply) -> None:
-        if self.start <= reply.ended < self.end:
-            self.answered += 1
-            self.texts += reply.texts
-            self.tokens += 0 if reply.events else reply.tokens
-        self.tokens += sum(self.start <= at < self.end for at in reply.events)
+    def _counted(self, due: float, reply: Reply) -> None:
+        self.answered += 1
+        share = self._share(due, reply.ended)
+        self.requests += share
+        self.texts += share * reply.texts
+        if reply.events:
+            self.tokens += sum(self.start <= at < self.end for at in reply.events)
+        else:
+            self.tokens += share * reply.tokens
 
-    def figures(self, seconds: float, open_loop: bool) -> dict[str, float]:
+    def _share(self, due: float, ended: float) -> float:
+        if self._open_loop:
+            return float(self.start <= ended < self.end)
+        return max(0.0, min(ended, self.end) - max(due, self.start)) / (ended - due)
+
+    def figures(self, seconds: float) -> dict[str, float]:
         """Everything measured, by name; times in seconds."""
-        found = {"requests_per_second": self.answered / seconds}
+        found = {"requests_per_second": self.requests / seconds}
         if self.texts:
             found["texts_per_second"] = self.texts / seconds
         if self.tokens:
@@ -98,7 +110,7 @@ class Tally:
         found |= figures.percentiles(self.latencies, "latency")
         found |= figures.percentiles(self.first_events, "first_event")
         found |= figures.percentiles(self.gaps, "gap")
-        return found | (figures.percentiles(self.lateness, "lateness") if open_loop else {})
+        return found | (figures.percentiles(self.lateness, "lateness") if self._open_loop else {})
 
 
 @dataclass(frozen=True)
@@ -166,16 +178,21 @@ class Measured:
 
     def ratios(self) -> dict[str, Spread]:
         """A as a multiple of B, round by round."""
+        return self._compared(figures.ratio)
+
+    def differences(self) -> dict[str, Spread]:
+        """How far A lies above B, round by round."""
+        return self._compared(figures.difference)
+
+    def _compared(self, by: Callable[[Sequence[float], Sequence[float]], Spread | None]) -> dict[str, Spread]:
         pairs = list(zip(self.of("A"), self.of("B"), strict=False))
-        shared = [name for name in (pairs[0][0].figures if pairs else {}) if name in pairs[0][1].figures]
-        found = {
-            name: figures.ratio(
-                [a.figures[name] for a, b in pairs if name in a.figures and name in b.figures],
-                [b.figures[name] for a, b in pairs if name in a.figures and name in b.figures],
-            )
-            for name in shared
-        }
-        return {name: ratio for name, ratio in found.items() if ratio is not None}
+        names = dict.fromkeys(name for a, b in pairs for name in a.figures if name in b.figures)
+        found = {}
+        for name in names:
+            both = [(a.figures[name], b.figures[name]) for a, b in pairs if name in a.figures and name in b.figures]
+            if compared := by([a for a, _ in both], [b for _, b in both]):
+                found[name] = compared
+        return found
 
 
 def order(sides: Sequence[Side], rounds: int) -> Iterator[tuple[Side, int]]:
@@ -232,7 +249,7 @@ async def _round(
         errors=tally.errors,
         peak=tally.peak,
         generator=generator,
-        figures=tally.figures(seconds, load.rate is not None),
+        figures=tally.figures(seconds),
         latencies=figures.histogram(tally.latencies),
     )
 

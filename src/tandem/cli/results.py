@@ -14,7 +14,7 @@ from rich.text import Text
 
 from tandem.bench import report
 from tandem.bench.page import described, memory_line
-from tandem.bench.report import FIGURES, headlines, number, spread
+from tandem.bench.report import headlines, number
 from tandem.bench.rounds import Progress, Round
 from tandem.bench.run import Plan, Run
 from tandem.bench.side import Side
@@ -148,16 +148,10 @@ def _case(console: Console, case: dict[str, Any], sides: list[str]) -> None:
         return
     console.print(f"\n{case['name']}", style="bold")
     console.print(described(case), style="dim", markup=False, soft_wrap=True)
-    table = Table(box=None, header_style="bold", padding=(0, 3, 0, 0))
-    compared = len(sides) > 1
-    for column in ("median (lowest to highest round)", *sides, *(["A / B"] if compared else [])):
-        table.add_column(column)
-    for figure in FIGURES:
-        by_side = [case["summary"][side].get(figure.name) for side in sides]
-        if any(by_side):
-            ratio = case["ratios"].get(figure.name)
-            cells = [spread(one, figure.scale) if one else "-" for one in by_side]
-            table.add_row(figure.label, *cells, *([f"x{spread(ratio)}" if ratio else "-"] if compared else []))
+    head, rows = report.table(case, sides)
+    table = Table(*head, box=None, header_style="bold", padding=(0, 3, 0, 0))
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
 
 
@@ -165,7 +159,7 @@ def _targets(console: Console, found: list[dict[str, Any]]) -> None:
     console.print("\ntargets", style="bold")
     table = Table(box=None, show_header=False, padding=(0, 3, 0, 0))
     for target in found:
-        measured = "-" if target["measured"] is None else report.number(target["measured"])
+        measured = "-" if target["measured"] is None else number(target["measured"])
         table.add_row(
             target["name"], target["wanted"], measured, Text(target["outcome"], style=_OUTCOMES[target["outcome"]])
         )
