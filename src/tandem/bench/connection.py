@@ -84,6 +84,7 @@ class Connection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._stream = False
         self._framed = False
+        self._complete = False
         self._line = b""
 
     @property
@@ -99,7 +100,7 @@ class Connection(asyncio.Protocol):
         answer = self._answer = Answer()
         self._parts = []
         self._line = b""
-        self._stream = self._framed = self._keep_alive = False
+        self._stream = self._framed = self._complete = self._keep_alive = False
         self._parser = httptools.HttpResponseParser(self)
         self._waiter = self._loop.create_future()
         timer = self._loop.call_later(timeout, self._end, Failure("timeout", f"no whole answer within {timeout:g} s"))
@@ -155,6 +156,10 @@ class Connection(asyncio.Protocol):
 
     # httptools' callbacks
 
+    def on_message_begin(self) -> None:
+        if self._complete:
+            self.close()  # a second answer to one question
+
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
         if name == b"content-type" and value.startswith(b"text/event-stream"):
@@ -164,16 +169,20 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         assert self._parser is not None  # noqa: S101 - it is the caller
-        self._answer.status = self._parser.get_status_code()
+        if not self._complete:
+            self._answer.status = self._parser.get_status_code()
 
     def on_body(self, body: bytes) -> None:
+        if self._complete:
+            return
         self._parts.append(body)
         if self._stream:
             self._events(body)
 
     def on_message_complete(self) -> None:
         assert self._parser is not None  # noqa: S101 - it is the caller
-        if self._answer.status >= 200:
+        if self._answer.status >= 200 and not self._complete:
+            self._complete = True
             self._keep_alive = self._parser.should_keep_alive()
             self._end()
 

@@ -26,7 +26,8 @@ def open_files() -> None:
     except ImportError:
         return  # no POSIX system
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with contextlib.suppress(ValueError, OSError):  # macOS says "no limit", and refuses it
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _cpu() -> str:

@@ -62,7 +62,8 @@ class Tally:
     def begun(self, late: float) -> None:
         self.in_flight += 1
         self.peak = max(self.peak, self.in_flight)
-        self.lateness.append(late)
+        if self._open_loop:
+            self.lateness.append(late)
 
     def ended(self, due: float, reply: Reply) -> None:
         self.in_flight -= 1
