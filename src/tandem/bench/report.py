@@ -95,10 +95,7 @@ def _case(measured: Measured, sides: Sequence[str]) -> dict[str, Any]:
                 "seconds": one.seconds,
                 "cut": one.cut,
                 "requests": one.requests,
-                "errors": [
-                    {"kind": kind, "count": count, "example": one.errors.examples[kind]}
-                    for kind, count in one.errors.counts.items()
-                ],
+                "errors": one.errors.listed(),
                 "peak_in_flight": one.peak,
                 "generator_cpu": one.generator,
                 "figures": one.figures,
@@ -119,10 +116,7 @@ def _soak(soaked: Soaked) -> dict[str, Any]:
         "load": asdict(soaked.load),
         "cut": soaked.cut,
         "generator_cpu": soaked.generator,
-        "errors": [
-            {"kind": kind, "count": count, "example": soaked.errors.examples[kind]}
-            for kind, count in soaked.errors.counts.items()
-        ],
+        "errors": soaked.errors.listed(),
         "rows": [asdict(row) for row in soaked.rows],
         "latency_histogram": soaked.latencies,
         "memory": growth

@@ -30,6 +30,10 @@ class Errors:
         self.counts[failure.kind] = self.counts.get(failure.kind, 0) + count
         self.examples.setdefault(failure.kind, failure.example)
 
+    def listed(self) -> list[dict[str, str | int]]:
+        """``kind``, ``count`` and ``example`` of each."""
+        return [{"kind": kind, "count": count, "example": self.examples[kind]} for kind, count in self.counts.items()]
+
     @property
     def total(self) -> int:
         return sum(self.counts.values())
