@@ -99,6 +99,17 @@ class Admission:
             for name, seat in self._seats.items()
         ]
 
+    def check(self, engine: Engine, waiting: int) -> None:
+        """Whether a newcomer may wait for ``engine`` behind ``waiting`` others, who are not in any queue here.
+
+        Raises:
+            ApiError: 503, as :meth:`lease` does.
+        """
+        if waiting >= self._settings.max_in_flight + self._settings.max_queue:
+            raise overloaded(engine)
+        if self._free(engine.replica_of or engine.name, "") is None:
+            self._pause(engine, self._settings.queue_timeout, self._settings.queue_timeout, patient=False)
+
     async def lease(
         self, engine: Engine, *, deadline: float, patient: bool = False, tried: str = "", size: int = 0
     ) -> Lease:
@@ -135,7 +146,7 @@ class Admission:
                 pause = self._pause(engine, soon - loop.time(), deadline - loop.time(), patient=patient)
                 if place is None:
                     if len(queue) >= self._settings.max_queue or self._queued_bytes + size > _MOST_QUEUED:
-                        raise _overloaded(engine)
+                        raise overloaded(engine)
                     place = _Place(loop)
                     queue.append(place)
                     self._queued_bytes += size
@@ -224,7 +235,7 @@ class Admission:
             if unfit and (unfit > soon or not (patient or all(seat.suspect_until > clock for seat in ready))):
                 raise _failing(engine, unfit)
             if soon <= 0:
-                raise _overloaded(engine)
+                raise overloaded(engine)
             return min(soon, unfit or soon)
         if self._fleet.now.draining:
             raise draining()
@@ -276,7 +287,8 @@ def draining() -> ApiError:
     )
 
 
-def _overloaded(engine: Engine) -> ApiError:
+def overloaded(engine: Engine) -> ApiError:
+    """503 for an engine before which too many wait, or for too long."""
     return ApiError(
         503,
         f"The engine that serves the model `{engine.model}` is currently overloaded. Please try again later.",

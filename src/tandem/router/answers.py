@@ -146,7 +146,7 @@ def _with_extras(decoded: object, body: bytes, hidden: str = "") -> bytes:
     """Both together; of the engine's, all but the key ``hidden``."""
     said = msgspec.json.decode(body)
     said.pop(hidden, None)
-    return _encode(_merged(msgspec.to_builtins(decoded), said))
+    return _encode(_merged(msgspec.json.decode(_encode(decoded)), said))
 
 
 def _merged(ours: Any, theirs: Any) -> Any:

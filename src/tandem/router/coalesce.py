@@ -133,10 +133,11 @@ class Queue(Generic[K]):
 
     def forget(self, batch: Batch[K]) -> None:
         """``batch`` is broken off: whoever asks for its items from now on must have them asked for again."""
-        known = self._groups[batch.key].known
+        if (group := self._groups.get(batch.key)) is None:
+            return
         for item in batch.items:
-            if known.get(item.input) is item:
-                del known[item.input]
+            if group.known.get(item.input) is item:
+                del group.known[item.input]
         self._forget(batch.key)
 
     @property

@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import msgspec
 
-from tandem.errors import ApiError, EngineFault
+from tandem.errors import ApiError, EngineFault, TandemError
 from tandem.fleet import Engine
 from tandem.models.requests import EmbeddingRequest
 from tandem.models.responses import EmbeddingResponse, Usage
 from tandem.router import answers, checks, translate, vectors
+from tandem.router.admission import overloaded
 from tandem.router.answers import Form
 from tandem.router.coalesce import Batch, Input, Job, Queue
 from tandem.router.dispatch import Dispatch, Errand, Question
@@ -32,6 +33,7 @@ _IN_FLIGHT = 4  # batches that one engine has at once: with fewer it idles betwe
 _MOST = 16  # texts of a batch
 _SPAN = 0.1  # seconds of the engine's work that a batch may be: so long does a small one wait behind a large one
 _FIRST_BUDGET = 4096  # tokens of a batch, as long as nobody knows how fast the engine is
+_LEAST_BUDGET = 512  # tokens that it may be in any case: one slow answer says little
 _WINDOW = 0.5  # seconds over which that is measured
 _SLICE = 64  # vectors that are rendered without a pause
 # Parameters of which the number of tokens depends in ways that only the engine knows.
@@ -55,9 +57,13 @@ class Embeddings:
         engine = self._dispatch.engine_for(exchange, request.model, "embedding")
         line = self._line(engine)
         if line.open and self._form.strict and not _alone(request):
-            await exchange.answer(200, await exchange.while_connected(line.embed(exchange, engine, request)))
-        else:
-            await exchange.answer(200, await exchange.while_connected(self._forward(exchange, engine, request)))
+            try:
+                await exchange.answer(200, await exchange.while_connected(line.embed(exchange, engine, request)))
+            except _Miscounted:
+                pass  # then alone
+            else:
+                return
+        await exchange.answer(200, await exchange.while_connected(self._forward(exchange, engine, request)))
 
     async def _forward(self, exchange: Exchange, engine: Engine, request: EmbeddingRequest) -> bytes:
         """The request as it is, alone."""
@@ -82,6 +88,10 @@ class Embeddings:
 
 def _alone(request: EmbeddingRequest) -> bool:
     return request.truncate_prompt_tokens == -1 or any(getattr(request, name) is not None for name in _ALONE)
+
+
+class _Miscounted(TandemError):
+    """The router and the engine have counted differently: nobody knows what each caller has used."""
 
 
 class _Key(NamedTuple):
@@ -150,12 +160,14 @@ class Line:
                 tokens[index] = min(count, cut)
             elif engine.context and count > engine.context:
                 raise checks.context_exceeded(engine.context, count, 0, param=_path(index, len(inputs)))
+        self._dispatch.admission.check(engine, len(self._waiting))
         key = _Key(kind, request.dimensions, cut, request.use_activation)
         job = self._queue.add(key, inputs, tokens)
         job.headers = exchange.trace_context
         exchange.engine, exchange.asked = engine.name, clock()
         await self._done(job)
-        exchange.queued, exchange.asked = job.began - exchange.asked, job.began
+        if job.began > exchange.asked:  # else all of it was under way already
+            exchange.queued, exchange.asked = job.began - exchange.asked, job.began
         exchange.count(Usage(job.tokens, job.tokens))
         encoding = request.encoding_format or "float"
         data: list[bytes] = []
@@ -166,11 +178,14 @@ class Line:
         return vectors.answer(data, request.model, job.tokens)
 
     async def _done(self, job: Job) -> None:
-        future = self._waiting[job] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future = self._waiting[job] = loop.create_future()
+        patience = loop.call_later(self._settings.queue_timeout, self._too_long, job)
         try:
             self._pump()
             await future
         finally:
+            patience.cancel()
             del self._waiting[job]
             if not future.done() or future.cancelled() or future.exception():
                 self._queue.drop(job)
@@ -178,6 +193,11 @@ class Line:
                     if not batch.wanted:
                         self._queue.forget(batch)
                         task.cancel()
+
+    def _too_long(self, job: Job) -> None:
+        """Nothing of it has been sent yet, and it has waited as long as anything may."""
+        if not job.began and self._engine is not None:
+            self._tell(job, overloaded(self._engine))
 
     def _pump(self) -> None:
         """Send as much as the engine can use."""
@@ -218,10 +238,14 @@ class Line:
                 self._fail(batch, exc)
             elif len(batch.items) == 1:
                 self._refuse(batch, exc)
+            elif exc.param not in (None, "input"):  # it is about all of them
+                self._fail(batch, exc)
             else:
                 for half in batch.halves():
                     if half.wanted:
                         await self._send(half)
+                    else:
+                        self._queue.forget(half)
         else:
             self._pace.ended(batch.tokens, began, clock())
             if counted != batch.tokens:
@@ -232,6 +256,8 @@ class Line:
                     counted,
                 )
                 self._counter = None
+                self._fail(batch, _Miscounted())
+                return
             for item, vector in zip(batch.items, found, strict=True):
                 for job, index in self._queue.done(batch.key, item):
                     if job.give(index, vector) and (future := self._waiting.get(job)) and not future.done():
@@ -258,7 +284,7 @@ class Line:
 
         return await self._dispatch.ask(errand, engine, Question(PATH, msgspec.json.encode(question), asked), use)
 
-    def _fail(self, batch: Batch[_Key], exc: ApiError) -> None:
+    def _fail(self, batch: Batch[_Key], exc: TandemError) -> None:
         for item in batch.items:
             for job, _ in self._queue.done(batch.key, item):
                 self._tell(job, exc)
@@ -271,7 +297,7 @@ class Line:
             param = path if exc.param == "input" else exc.param
             self._tell(job, ApiError(exc.status, message, param=param, code=exc.code))
 
-    def _tell(self, job: Job, exc: ApiError) -> None:
+    def _tell(self, job: Job, exc: TandemError) -> None:
         future = self._waiting.get(job)
         if future is not None and not future.done():
             future.set_exception(exc)
@@ -304,7 +330,7 @@ class _Pace:
     @property
     def budget(self) -> int:
         """Tokens that a batch may have."""
-        return _FIRST_BUDGET if self._rate is None else int(self._rate * _SPAN)
+        return _FIRST_BUDGET if self._rate is None else max(_LEAST_BUDGET, int(self._rate * _SPAN))
 
     def began(self, *, busy: bool) -> None:
         """A batch is sent, while others are with the engine (``busy``) or none."""

@@ -69,6 +69,8 @@ class Counter:
                         said = await answer.read()
                     finally:
                         answer.close()
+                    if answer.status in {429, 503}:
+                        return None
                     if answer.status != 200:
                         return False
                     if msgspec.json.decode(said, type=_Tokenized).tokens != self._tokenizer.encode(text).ids:

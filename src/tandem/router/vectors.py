@@ -4,6 +4,7 @@ Inside, a vector is base64 of little-endian float32: a third of the size of its 
 Source: `encoding_format` in https://platform.openai.com/docs/api-reference/embeddings/create
 """
 
+import re
 from collections.abc import Sequence
 
 import msgspec
@@ -14,6 +15,7 @@ import pybase64
 from tandem.router import answers
 
 _BYTES = 4  # of a float32
+_BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 
 
 class _Vector(msgspec.Struct):
@@ -41,18 +43,20 @@ def read(body: bytes, number: int) -> tuple[list[str], int]:
     """
     try:
         answer = _decode(body)
-    except msgspec.DecodeError as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise answers.nonsense() from exc
     vectors = [item.embedding for item in answer.data]
     indices = [item.index for item in answer.data]
     if indices != list(range(number)) or len({len(vector) for vector in vectors}) != 1 or not vectors[0]:
+        raise answers.nonsense()
+    if not all(map(_BASE64.fullmatch, vectors)) or len(vectors[0]) % 4 or _bytes(vectors[0]) % _BYTES:
         raise answers.nonsense()
     return vectors, answer.usage.prompt_tokens
 
 
 def size(vector: str) -> int:
     """How many dimensions it has."""
-    return (len(vector) * 3 // 4 - vector.endswith("=") - vector.endswith("==")) // _BYTES
+    return _bytes(vector) // _BYTES
 
 
 def items(vectors: Sequence[str], first: int, encoding: str) -> list[bytes]:
@@ -79,10 +83,11 @@ def answer(data: Sequence[bytes], model: str, tokens: int) -> bytes:
     return b'{"object":"list","data":[%b],"model":%b,"usage":%b}' % (b",".join(data), name, usage)
 
 
+def _bytes(vector: str) -> int:
+    return len(vector) * 3 // 4 - vector.endswith("=") - vector.endswith("==")
+
+
 def _digits(vector: str) -> bytes:
     """A vector as JSON: each number with as many digits as tell it from its neighbours in float32."""
-    try:
-        numbers = np.frombuffer(pybase64.b64decode(vector, validate=True), dtype="<f4")
-    except ValueError as exc:
-        raise answers.nonsense() from exc
+    numbers = np.frombuffer(pybase64.b64decode(vector, validate=True), dtype="<f4")
     return orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY)
