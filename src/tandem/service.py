@@ -296,7 +296,8 @@ async def _keep_router(plan: Plan, listener: socket.socket, stopping: asyncio.Ev
             return
         told.cancel()
         deaths = deaths + 1 if clock() - started < _ROUTER_LIFE else 1
-        await asyncio.sleep(0.1)
+        if deaths > 1:
+            await asyncio.sleep(0.1)
     raise SetupError(
         f"the router ended {_ROUTER_DEATHS} times in a row; its last words: {_last_line(log)}",
         f"Its log is {log}",

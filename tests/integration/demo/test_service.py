@@ -191,6 +191,26 @@ def test_health_and_metrics(http: httpx2.Client) -> None:
         assert f'vllm:num_requests_running{{engine="{engine}"' in metrics
 
 
+async def test_merged_embeddings_are_those_of_single_requests(demo: Service) -> None:
+    """Of 48 callers at once: the vectors that the engine gives each text alone, and the tokens that it counts."""
+    texts = [("word " * (1 + n * 3 % 50)) + f"number {n}, 你好 {'ü' * (n % 5)}" for n in range(48)]
+    url = engines(demo)["embedding"]["url"]
+    async with (
+        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as engine,
+        openai.AsyncOpenAI(base_url=f"{demo.address}/v1", api_key="none", max_retries=0) as client,
+    ):
+        await client.embeddings.create(model="embedding", input="the first request opens the line")
+        await asyncio.to_thread(demo.until, lambda: "are merged" in demo.run_dir.log("router").read_text(), "merging")
+        alone = [await engine.embeddings.create(model="all-MiniLM-L6-v2", input=text) for text in texts]
+        many = await asyncio.gather(*(client.embeddings.create(model="embedding", input=text) for text in texts))
+        together = await client.embeddings.create(model="embedding", input=texts, encoding_format="float")
+    for one, merged, item in zip(alone, many, together.data, strict=True):
+        assert merged.usage.prompt_tokens == one.usage.prompt_tokens
+        assert cosine(merged.data[0].embedding, one.data[0].embedding) > 0.999
+        assert cosine(item.embedding, one.data[0].embedding) > 0.999
+    assert together.usage.total_tokens == sum(one.usage.total_tokens for one in alone)
+
+
 async def test_many_at_once(demo: Service) -> None:
     """96 callers of every kind together: each gets its own answer, none an error."""
     async with openai.AsyncOpenAI(base_url=f"{demo.address}/v1", api_key="none", max_retries=0) as client:
