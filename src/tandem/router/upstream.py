@@ -83,7 +83,7 @@ class Answer:
         limit = limit or _LARGEST
         parts = []
         size = 0
-        async for chunk in self.chunks():
+        while chunk := await self._connection.chunk():
             parts.append(chunk)
             size += len(chunk)
             if size > limit:

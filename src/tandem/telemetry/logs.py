@@ -5,6 +5,7 @@ import datetime
 import logging
 import sys
 import time
+from functools import lru_cache
 
 import msgspec
 
@@ -65,8 +66,12 @@ class RequestLog:
 
 def _as_text(event: RequestEnded) -> str:
     ended = event.began + event.seconds
-    moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ended))
-    return f"{moment},{int(ended % 1 * 1000):03d} INFO tandem.requests: {_line(event)}"
+    return f"{_second(int(ended))},{int(ended % 1 * 1000):03d} INFO tandem.requests: {_line(event)}"
+
+
+@lru_cache(maxsize=8)
+def _second(when: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
 
 
 def _as_json(event: RequestEnded) -> str:
