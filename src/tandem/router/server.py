@@ -32,6 +32,7 @@ _EXPOSED = (
     *(f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")),
 )
 _GARBAGE = 50_000  # objects, beyond those that went, after which cycles among the new ones are looked for
+_ACCEPTED = 32  # new connections in one turn of the loop
 _UNREAD = 60.0  # seconds in which a caller must have read something of what waits for it
 
 
@@ -171,6 +172,16 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, router: Router) -> None:
         super().__init__(config)
         self._router = router
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve on ``sockets`` until the end.
+
+        libuv takes one new connection from a listening socket in each turn of its loop (since 1.45), and a turn is long
+        when many requests are in flight: most of a thousand callers who came at once were let in after seconds. The
+        same socket, several times over, lets in as many a turn.
+        """
+        sockets = sockets or []
+        await super().serve([*sockets, *(each.dup() for each in sockets for _ in range(_ACCEPTED - 1))])
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._router.drain()
