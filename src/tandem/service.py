@@ -31,7 +31,7 @@ from tandem.rundir import RunDir, for_port
 from tandem.settings import ApiSettings, EngineSettings, Loaded, RouterSettings, engine_environment
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, kill, the terminal's end
-_ROUTER = ("-m", "tandem.router")
+_ROUTER = ("-X", "faulthandler", "-m", "tandem.router")  # should it crash, its log says where
 _ROUTER_DEATHS = 5  # in a row, each within so many seconds of its start: then it is not going to live
 _ROUTER_LIFE = 30.0
 

@@ -144,6 +144,10 @@ def running(*arguments: str, files: dict[str, str] | None = None) -> Iterator[Se
     service = Service(folder, *arguments, port=free_port())
     try:
         yield service
+    except BaseException:
+        log = service.run_dir.log("router")
+        print("the router's last words:", *(log.read_text().splitlines()[-40:] if log.exists() else ()), sep="\n")
+        raise
     finally:
         service.close()
         shutil.rmtree(folder)

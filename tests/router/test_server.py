@@ -102,6 +102,23 @@ async def test_trailers_are_neither_kept_nor_headers(path: str, fleet: Fleet) ->
             await writer.wait_closed()
 
 
+async def test_a_connection_may_be_used_for_long(fleet: Fleet) -> None:
+    """However many requests came on it, the next is judged by itself."""
+    body = json.dumps(ASK).encode()
+    async with serving(fleet) as (_, address):
+        reader, writer = await asyncio.open_connection(*address.removeprefix("http://").split(":"))
+        async with asyncio.timeout(20):
+            for _ in range(100):
+                writer.write(b"GET /livez HTTP/1.1\r\nhost: x\r\nx-filler: " + b"x" * 1000 + b"\r\n\r\n")
+                head = await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split()[0]))
+            writer.write(POST + b"content-length: %d\r\n\r\n" % len(body))
+            await asyncio.sleep(0.1)
+            writer.write(body)
+            assert (await reader.readline()).split()[1] == b"200"
+        writer.close()
+
+
 async def test_who_offers_to_speak_http_2_is_answered_all_the_same(fleet: Fleet) -> None:
     """Java's client does, with each of its first requests."""
     body = json.dumps(ASK).encode()

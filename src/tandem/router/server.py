@@ -69,6 +69,7 @@ class _Protocol(HttpToolsProtocol):
         super().on_message_begin()
         self._incoming = True
         self._head_size = 0
+        self._silent_bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._head_size is not None:  # else it is a trailer: of no use, and no header
