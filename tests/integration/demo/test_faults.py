@@ -145,7 +145,7 @@ def test_an_engine_that_is_told_to_end(demo: Service, http: httpx2.Client) -> No
     [
         ("/v1/completions", {**LONG, "stream": True}),
         ("/v1/completions", LONG),
-        ("/v1/embeddings", {"model": "embedding", "input": ["many words " * 100] * 1000}),
+        ("/v1/embeddings", {"model": "embedding", "input": [f"{n} " + "many words " * 100 for n in range(1000)]}),
     ],
     ids=["stream", "plain", "embeddings"],
 )
