@@ -305,6 +305,7 @@ class Line:
     async def _check(self, engine: Engine) -> None:
         """Open the line if the router counts as the engine does."""
         try:
+            await asyncio.to_thread(vectors.load)
             counter = await asyncio.to_thread(Counter.load, engine.tokenizer)
             agrees = counter is not None and await counter.agrees(engine, self._upstreams)
             if agrees is None:  # it does not tell: when it is asked again

@@ -8,12 +8,15 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
-from tokenizers import Tokenizer
 
 from tandem.fleet import Engine
 from tandem.router.upstream import UpstreamError, Upstreams
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _log = logging.getLogger("tandem.router")
 # Text for which another thread is worth its while; the tokenizer works outside the interpreter's lock.
@@ -36,12 +39,14 @@ class _Tokenized(msgspec.Struct):
 class Counter:
     """Counts an engine's tokens."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: "Tokenizer") -> None:
         self._tokenizer = tokenizer
 
     @classmethod
     def load(cls, folder: str) -> "Counter | None":
         """The tokenizer in a model's ``folder``; None where there is none of that form."""
+        from tokenizers import Tokenizer  # here: a router that is replaced should not wait for it
+
         path = Path(folder, "tokenizer.json")
         try:
             tokenizer = Tokenizer.from_file(str(path))

@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 
 import msgspec
-import numpy as np
 import orjson
 import pybase64
 
@@ -87,7 +86,14 @@ def _bytes(vector: str) -> int:
     return len(vector) * 3 // 4 - vector.endswith("=") - vector.endswith("==")
 
 
+def load() -> None:
+    """Load what rendering needs: numpy takes so long that a router which is replaced should not wait for it."""
+    import numpy  # noqa: F401
+
+
 def _digits(vector: str) -> bytes:
     """A vector as JSON: each number with as many digits as tell it from its neighbours in float32."""
+    import numpy as np  # see load()
+
     numbers = np.frombuffer(pybase64.b64decode(vector, validate=True), dtype="<f4")
     return orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY)
