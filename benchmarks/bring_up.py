@@ -1,7 +1,8 @@
 """How long both demo models take until they serve: by hand, one engine after the other, and with `tandem up --demo`.
 
 By hand means vLLM's own server with its defaults, the next when the one before is healthy. Taken in turn, each after a
-first start that only warms the file cache. Usage: ``python benchmarks/bring_up.py [ROUNDS]``.
+first start that only warms the file cache. Then, of a service that runs, the router's process is killed several times:
+how long until its address answers again. Usage: ``python benchmarks/bring_up.py [ROUNDS]``.
 """
 
 import os
@@ -20,10 +21,13 @@ from pathlib import Path
 
 from tandem import demo
 from tandem.engines import install
+from tandem.engines.keeper import descendants
 from tandem.engines.process import free_port
 
 TANDEM = Path(sys.executable).with_name("tandem")
 PATIENCE = 600.0
+KILLS = 3  # of the router, in each round
+PAUSE = 5.0  # seconds between them: something that happens once, not a router that cannot live
 
 
 def main() -> None:
@@ -31,15 +35,17 @@ def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     vllm = install.find(None)
     seconds: dict[str, list[float]] = {"by hand": [], "tandem up --demo": []}
+    away: list[float] = []
     by_hand(vllm)
     for _ in range(rounds):
         seconds["by hand"].append(by_hand(vllm))
-        seconds["tandem up --demo"].append(with_tandem())
+        seconds["tandem up --demo"].append(with_tandem(away))
     print(f"{vllm} on {os.cpu_count()} cores, {platform.machine()}; median of {rounds} (min to max)")
     for name, taken in seconds.items():
         print(f"{name:18} {statistics.median(taken):6.1f} s  ({min(taken):.1f} to {max(taken):.1f})")
     ratios = [ours / theirs for theirs, ours in zip(*seconds.values(), strict=True)]
     print(f"{'ratio':18} {statistics.median(ratios):6.2f}    ({min(ratios):.2f} to {max(ratios):.2f})")
+    print(f"{'router killed':18} {statistics.median(away):6.2f} s  ({min(away):.2f} to {max(away):.2f}) without")
 
 
 def by_hand(vllm: install.Vllm) -> float:
@@ -64,17 +70,31 @@ def by_hand(vllm: install.Vllm) -> float:
         _end(running)
 
 
-def with_tandem() -> float:
-    """Seconds until the service says that both are healthy."""
+def with_tandem(away: list[float]) -> float:
+    """Seconds until the service says that both are healthy; to ``away`` go those that it is without a router."""
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="tandem-") as folder:
         began = time.monotonic()
         running = _start([str(TANDEM), "up", "--demo", "--port", str(port), "--run-dir", folder], dict(os.environ))
         try:
             _until_healthy(f"http://127.0.0.1:{port}/health", running)
-            return time.monotonic() - began
+            taken = time.monotonic() - began
+            for _ in range(KILLS):
+                time.sleep(PAUSE)
+                away.append(_without_router(f"http://127.0.0.1:{port}/livez", running))
+            return taken
         finally:
             _end([running])
+
+
+def _without_router(url: str, service: subprocess.Popen[bytes]) -> float:
+    """Seconds from the death of the service's router, by SIGKILL, until ``url`` answers."""
+    routers = [pid for pid in descendants(service.pid) if b"tandem.router" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    serving = min(routers, key=lambda pid: Path(f"/proc/{pid}").stat().st_mtime)
+    os.kill(serving, signal.SIGKILL)
+    killed = time.monotonic()
+    _until_healthy(url, service)
+    return time.monotonic() - killed
 
 
 def _start(command: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:

@@ -14,6 +14,7 @@ import pytest
 
 from tandem import control, service
 from tandem.engines import engine as engine_module
+from tandem.engines.keeper import descendants
 from tandem.errors import EngineError, SettingsError, SetupError
 from tandem.fleet import Fleet, State
 from tandem.rundir import RunDir
@@ -155,6 +156,40 @@ async def test_a_router_that_cannot_run_ends_it(folder: Path, free_port: int, mo
     monkeypatch.setattr(service, "_ROUTER", ("-c", "raise SystemExit('no luck today')"))
     with pytest.raises(SetupError, match="the router ended 5 times in a row; its last words: no luck today"):
         await asyncio.wait_for(service.run(plan(folder, free_port), Fleet(), nothing), 30)
+
+
+async def test_a_killed_router_is_replaced_by_one_that_was_loaded_before(
+    folder: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a spare one that was killed, by one that is loaded then; in the end none of them is left."""
+    monkeypatch.setattr(service, "_ROUTER_SETTLED", 0.0)
+    wanted = plan(folder, free_port)
+
+    async def routers(count: int) -> list[int]:
+        """The oldest of them serves."""
+        async with asyncio.timeout(20):
+            while True:
+                living = [(pid, Path(f"/proc/{pid}/cmdline")) for pid in descendants(os.getpid())]
+                found = [pid for pid, command in living if b"tandem.router" in command.read_bytes()]
+                if len(found) == count:
+                    return found
+                await asyncio.sleep(0.02)
+
+    async with running(wanted, Fleet()) as serving, httpx2.AsyncClient(base_url=wanted.address) as client:
+        await healthy(client)
+        first, spare = await routers(2)
+        os.kill(first, signal.SIGKILL)
+        await healthy(client)
+        now, _ = await routers(2)
+        assert now == spare
+        os.kill((await routers(2))[1], signal.SIGKILL)
+        assert (await routers(1)) == [now]
+        os.kill(now, signal.SIGKILL)
+        await healthy(client)
+        last = await routers(2)
+        async with control.ask(wanted.run_dir, "stop"):
+            await asyncio.wait_for(serving, 20)
+    assert await gone(first, spare, now, *last)
 
 
 async def test_what_does_not_fit_the_machine_is_said_first(tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ from tandem.settings import ApiSettings, EngineSettings, Loaded, RouterSettings,
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, kill, the terminal's end
 _ROUTER = ("-X", "faulthandler", "-m", "tandem.router")  # should it crash, its log says where
 _ROUTER_DEATHS = 5  # in a row, each within so many seconds of its start: then it is not going to live
-_ROUTER_LIFE = 30.0
+_ROUTER_LIFE = 5.0
+_ROUTER_SETTLED = 2.0  # seconds that it has served before a spare one is loaded: at the start others need the cores
 
 
 @dataclass(frozen=True)
@@ -268,40 +269,67 @@ async def _router(plan: Plan, listener: socket.socket) -> AsyncIterator[asyncio.
 async def _keep_router(plan: Plan, listener: socket.socket, stopping: asyncio.Event) -> None:
     log = plan.run_dir.log("router")
     clock = asyncio.get_running_loop().time
+    told = asyncio.create_task(stopping.wait())
     deaths = 0
-    while deaths < _ROUTER_DEATHS:
-        if stopping.is_set():
-            return
-        started = clock()
-        with log.open("ab") as output:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", *_ROUTER, str(plan.run_dir.path), str(listener.fileno())),
-                pass_fds=[listener.fileno()],
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        ended = asyncio.create_task(process.wait())
-        told = asyncio.create_task(stopping.wait())
-        await asyncio.wait({ended, told}, return_when=asyncio.FIRST_COMPLETED)
-        if told.done():
-            if process.returncode is None:
-                process.terminate()
-            # uvicorn cancels what is left after the same time; a little more, and it is killed.
-            done, _ = await asyncio.wait({ended}, timeout=plan.router.drain_timeout + 5)
-            if not done:
+    spare: asyncio.subprocess.Process | None = None
+    try:
+        while deaths < _ROUTER_DEATHS:
+            process, spare = spare or await _load_router(plan, listener, log), None
+            if told.done():
                 process.kill()
-                await ended
-            return
+                await process.wait()
+                return
+            started = clock()
+            _let_serve(process)
+            ended = asyncio.create_task(process.wait())
+            await asyncio.wait({ended, told}, timeout=_ROUTER_SETTLED, return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done() and not told.done():
+                spare = await _load_router(plan, listener, log)
+                await asyncio.wait({ended, told}, return_when=asyncio.FIRST_COMPLETED)
+            if told.done():
+                await _end_router(process, ended, plan.router.drain_timeout)
+                return
+            deaths = deaths + 1 if clock() - started < _ROUTER_LIFE else 1
+            if deaths > 1:
+                await asyncio.sleep(0.1)
+        raise SetupError(
+            f"the router ended {_ROUTER_DEATHS} times in a row; its last words: {_last_line(log)}",
+            f"Its log is {log}",
+        )
+    finally:
         told.cancel()
-        deaths = deaths + 1 if clock() - started < _ROUTER_LIFE else 1
-        if deaths > 1:
-            await asyncio.sleep(0.1)
-    raise SetupError(
-        f"the router ended {_ROUTER_DEATHS} times in a row; its last words: {_last_line(log)}",
-        f"Its log is {log}",
-    )
+        if spare is not None and spare.returncode is None:
+            spare.kill()
+            await spare.wait()
+
+
+async def _load_router(plan: Plan, listener: socket.socket, log: Path) -> asyncio.subprocess.Process:
+    """A router that loads all it needs and then waits to be told to serve: loading takes most of a second."""
+    with log.open("ab") as output:
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", *_ROUTER, str(plan.run_dir.path), str(listener.fileno())),
+            pass_fds=[listener.fileno()],
+            stdin=asyncio.subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+
+def _let_serve(router: asyncio.subprocess.Process) -> None:
+    """Should it be dead by now, that is noticed as any other death is."""
+    assert router.stdin is not None  # noqa: S101 - it was started with a pipe
+    router.stdin.write(b"serve\n")
+
+
+async def _end_router(router: asyncio.subprocess.Process, ended: asyncio.Task[int], drain_timeout: float) -> None:
+    if router.returncode is None:
+        router.terminate()
+    # uvicorn cancels what is left after the same time; a little more, and it is killed.
+    done, _ = await asyncio.wait({ended}, timeout=drain_timeout + 5)
+    if not done:
+        router.kill()
+        await ended
 
 
 def _last_line(log: Path) -> str:

@@ -1,4 +1,8 @@
-"""The router beside a supervisor: `python -m tandem.router RUN_DIR LISTENER`, started by the service alone."""
+"""The router beside a supervisor: `python -m tandem.router RUN_DIR LISTENER`, started by the service alone.
+
+It loads all that it needs and then waits for a line on its standard input: so a second one, kept ready beside the one
+that serves, takes over at once. The end of its input before that means that it is not needed any more.
+"""
 
 import asyncio
 import os
@@ -43,5 +47,7 @@ async def main(run_dir: RunDir, listener: socket.socket) -> None:
 
 
 if __name__ == "__main__":
+    if not sys.stdin.readline():
+        sys.exit()
     with socket.socket(fileno=int(sys.argv[2])) as inherited, asyncio.Runner(loop_factory=event_loop) as loop:
         loop.run(main(RunDir(Path(sys.argv[1])), inherited))
