@@ -257,7 +257,7 @@ class Service:
         return callers
 
     def line(self) -> Line:
-        line: Line = self.router._hot[PATH]._lines["embedding"]  # type: ignore[attr-defined]
+        line: Line = self.router._handlers[PATH]._lines["embedding"]  # type: ignore[attr-defined]
         return line
 
     async def until_waiting(self, callers: int) -> None:

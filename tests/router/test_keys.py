@@ -46,19 +46,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-async def _receive() -> MutableMapping[str, Any]:
-    raise NotImplementedError
-
-
-async def _send(_: MutableMapping[str, Any]) -> None:
-    raise NotImplementedError
-
-
 def exchange(authorization: str | None = None, path: str = CHAT) -> Exchange:
     """A request that has just come."""
     headers = [] if authorization is None else [(b"authorization", authorization.encode())]
-    scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
-    return Exchange(scope, _receive, _send, 60.0)
+    return Exchange("POST", path, headers, 60.0)
 
 
 def admitted(keys: Keys, key: str) -> str:

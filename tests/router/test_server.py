@@ -134,7 +134,7 @@ async def test_who_does_not_read_is_given_up(
     fleet: Fleet, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And what waited for them is forgotten."""
-    monkeypatch.setattr("tandem.router.server._UNREAD", 0.2)
+    monkeypatch.setattr("tandem.router.protocol._UNREAD", 0.2)
     large = json.dumps({**COMPLETION, "choices": [{"index": 0, "text": "x" * 30_000_000}]}).encode()
     engine.scripts["/v1/completions"] = answer(None, raw=large)
     body = json.dumps(ASK).encode()

@@ -20,22 +20,25 @@ HI = [{"role": "user", "content": "hi"}]
 
 def embedding(**given: Any) -> tuple[dict[str, Any], Asked]:
     """The engine's body for an embedding request, and what was asked."""
-    request = checks.parse(EmbeddingRequest, json.dumps({"model": "alias", **given}).encode())
-    body, asked = translate.embedding(request, "org/m")
+    came = json.dumps({"model": "alias", **given}).encode()
+    request = checks.parse(EmbeddingRequest, came)
+    body, asked = translate.embedding(request, came, "org/m")
     return json.loads(body), asked
 
 
 def completion(**given: Any) -> tuple[dict[str, Any], Asked]:
     """Likewise, for a completion of the prompt "a"."""
-    request = checks.parse(CompletionRequest, json.dumps({"model": "alias", "prompt": "a", **given}).encode())
-    body, asked = translate.generation(request, "org/m")
+    came = json.dumps({"model": "alias", "prompt": "a", **given}).encode()
+    request = checks.parse(CompletionRequest, came)
+    body, asked = translate.generation(request, came, "org/m")
     return json.loads(body), asked
 
 
 def chat(**given: Any) -> tuple[dict[str, Any], Asked]:
     """Likewise, for a chat of one message."""
-    request = checks.parse(ChatCompletionRequest, json.dumps({"model": "alias", "messages": HI, **given}).encode())
-    body, asked = translate.generation(request, "org/m")
+    came = json.dumps({"model": "alias", "messages": HI, **given}).encode()
+    request = checks.parse(ChatCompletionRequest, came)
+    body, asked = translate.generation(request, came, "org/m")
     return json.loads(body), asked
 
 
@@ -138,14 +141,16 @@ def test_extras_pass_where_they_are_allowed() -> None:
     """At whatever depth; those of the request that are null do not."""
     schema = {"type": "json_schema", "json_schema": {"name": "s", "schema": {}, "extra": 2}}
     given = {"prompt": "a", "extra": {"x": None}, "nothing": None, "response_format": schema, "user": "u"}
-    request = checks.parse(CompletionRequest, json.dumps({"model": "alias", **given}).encode(), strict=False)
-    body = json.loads(translate.generation(request, "org/m")[0])
+    came = json.dumps({"model": "alias", **given}).encode()
+    request = checks.parse(CompletionRequest, came, strict=False)
+    body = json.loads(translate.generation(request, came, "org/m")[0])
     assert body == {**PLAIN, "extra": {"x": None}, "response_format": schema}
 
 
 def test_extras_of_embedding_requests_pass_where_they_are_allowed() -> None:
-    request = checks.parse(EmbeddingRequest, b'{"model": "alias", "input": "a", "extra": 1}', strict=False)
-    assert json.loads(translate.embedding(request, "org/m")[0]) == {"model": "org/m", "input": "a", "extra": 1}
+    came = b'{"model": "alias", "input": "a", "extra": 1}'
+    request = checks.parse(EmbeddingRequest, came, strict=False)
+    assert json.loads(translate.embedding(request, came, "org/m")[0]) == {"model": "org/m", "input": "a", "extra": 1}
 
 
 # Streams

@@ -72,12 +72,64 @@ async def test_a_connection_idle_for_too_long_is_not_used(
     assert engine.connections == 2
 
 
+class Parts:
+    """Takes all that comes."""
+
+    def __init__(self) -> None:
+        self.read_so_far = b""
+        self.some = asyncio.Event()
+
+    def read(self, part: bytes) -> None:
+        self.read_so_far += part
+
+    def flush(self) -> None:
+        self.some.set()
+
+
 async def test_an_answer_left_early_is_broken_off(engine: ScriptedEngine, upstream: Upstream) -> None:
     engine.scripts["/v1/x"] = stream(*({"n": n} for n in range(1000)), pause=0.01)
     got = await upstream.request("POST", "/v1/x", b"{}")
-    assert b"data" in await anext(got.chunks())
+    parts = Parts()
+    feeding = asyncio.create_task(got.feed(parts))
+    await asyncio.wait_for(parts.some.wait(), 2)
+    assert b"data" in parts.read_so_far
+    feeding.cancel()
     got.close()
     await asyncio.wait_for(engine.left.wait(), 2)
+
+
+async def test_what_a_reader_raises_is_raised_where_it_was_given(engine: ScriptedEngine, upstream: Upstream) -> None:
+    """Also of what had come before it was given."""
+
+    class Picky(Parts):
+        def read(self, part: bytes) -> None:
+            raise ValueError(part)
+
+    for pause in (0.0, 0.05):
+        engine.scripts["/v1/x"] = stream({"n": 1}, {"n": 2}, pause=pause)
+        got = await upstream.request("POST", "/v1/x", b"{}")
+        if not pause:
+            await asyncio.sleep(0.05)
+        with pytest.raises(ValueError, match="data"):
+            await got.feed(Picky())
+        got.close()
+
+
+async def test_what_is_held_does_not_come(engine: ScriptedEngine, upstream: Upstream) -> None:
+    """Until it is let go; the time counts against nobody."""
+    engine.scripts["/v1/x"] = stream(*({"n": n} for n in range(5)), pause=0.02)
+    got = await upstream.request("POST", "/v1/x", b"{}", first=1.0, between=0.1)
+    parts = Parts()
+    feeding = asyncio.create_task(got.feed(parts))
+    await asyncio.wait_for(parts.some.wait(), 2)
+    got.hold(True)
+    before = len(parts.read_so_far)
+    await asyncio.sleep(0.3)
+    assert len(parts.read_so_far) == before
+    got.hold(False)
+    await asyncio.wait_for(feeding, 2)
+    assert parts.read_so_far.count(b"data") == 5
+    got.close()
 
 
 async def test_cancelling_breaks_off(engine: ScriptedEngine, upstream: Upstream) -> None:
@@ -110,11 +162,13 @@ async def test_a_large_answer_arrives_whole(engine: ScriptedEngine, upstream: Up
     """Larger than what may wait for a slow reader."""
     engine.scripts["/x"] = answer(None, raw=b"x" * 5_000_000)
     got = await upstream.request("GET", "/x")
-    size = 0
-    async for chunk in got.chunks():
-        size += len(chunk)
-        await asyncio.sleep(0)
-    assert size == 5_000_000
+    await asyncio.sleep(0.05)
+    assert len(await got.read()) == 5_000_000
+    got.close()
+    got = await upstream.request("GET", "/x")
+    parts = Parts()
+    await got.feed(parts)
+    assert len(parts.read_so_far) == 5_000_000
 
 
 @pytest.mark.parametrize("said", [b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n"])

@@ -110,6 +110,18 @@ class Admission:
         if self._free(engine.replica_of or engine.name, "") is None:
             self._pause(engine, self._settings.queue_timeout, self._settings.queue_timeout, patient=False)
 
+    def at_once(self, engine: Engine, tried: str = "") -> Lease | None:
+        """A lease, as :meth:`lease` gives it, if there is one without waiting: most requests need no more."""
+        name = engine.replica_of or engine.name
+        queue = self._queues.get(name)
+        if queue is None:
+            queue = self._queues[name] = deque()
+        if queue or (seat := self._free(name, tried)) is None:
+            return None
+        seat.in_flight += 1
+        seat.breaker.began()
+        return Lease(self, seat)
+
     async def lease(
         self, engine: Engine, *, deadline: float, patient: bool = False, tried: str = "", size: int = 0
     ) -> Lease:
@@ -125,14 +137,10 @@ class Admission:
         Raises:
             ApiError: 503, none is there, or all are full, and will be for too long.
         """
+        if (found := self.at_once(engine, tried)) is not None:
+            return found
         name = engine.replica_of or engine.name
-        queue = self._queues.get(name)
-        if queue is None:
-            queue = self._queues[name] = deque()
-        if not queue and (seat := self._free(name, tried)):
-            seat.in_flight += 1
-            seat.breaker.began()
-            return Lease(self, seat)
+        queue = self._queues[name]
         loop = asyncio.get_running_loop()
         soon = min(deadline, loop.time() + self._settings.queue_timeout)
         place: _Place | None = None

@@ -18,7 +18,9 @@ from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
+from starlette.datastructures import Headers as StarletteHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from tandem import __version__
 from tandem.errors import ApiError
@@ -39,7 +41,7 @@ from tandem.router.answers import Form
 from tandem.router.context import Contexts
 from tandem.router.dispatch import Dispatch
 from tandem.router.embed import Embeddings
-from tandem.router.exchange import Disconnected, Exchange, Receive, Scope, Send, clock
+from tandem.router.exchange import Exchange, Receive, Scope, Send, clock
 from tandem.router.keys import Keys
 from tandem.router.relay import CHAT, COMPLETIONS, Relay
 from tandem.router.upstream import UpstreamError, Upstreams
@@ -49,12 +51,17 @@ from tandem.telemetry.metrics import Metrics, merged
 from tandem.telemetry.tracing import Tracing
 
 Handler = Callable[[Exchange], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _log = logging.getLogger("tandem.router")
 _CLIENT_LEFT = 499  # nginx's status for a caller that went away; never sent
 _SCRAPE_TIMEOUT = 2.0
 _LARGEST_SCRAPE = 8 * 2**20
-_LAST_WORDS = 5.0
+_LOOK = 0.05  # seconds between two looks at who has waited for too long
+_EXPOSED = (
+    *("x-request-id", "openai-processing-ms", "server-timing", "retry-after", "retry-after-ms", "x-should-retry"),
+    *(f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")),
+)
 _LOCAL = {"localhost", "127.0.0.1", "::1"}
 _PLAIN = {
     "/",
@@ -70,12 +77,18 @@ _PLAIN = {
 
 
 class Router:
-    """The ASGI application.
+    """All routes. The hot ones are answered by :meth:`serve`, the others by :attr:`application`.
 
     Args:
         background: runs as long as the router serves.
         sinks: are told of each request, beside metrics and traces.
         tracing: makes each request part of a trace; None where nobody keeps them.
+
+    Attributes:
+        application: the ASGI application of all routes but the hot ones.
+        hot: their paths, by the bytes of them.
+        cors: what answers browsers' questions and marks answers for them; None where no other page may call.
+        timeout: seconds in which a request must be answered.
 
     Raises:
         SettingsError: the key file is not usable.
@@ -97,37 +110,83 @@ class Router:
         self._metrics = Metrics()
         self._tracing = tracing
         self._sinks: tuple[Sink, ...] = (self._metrics, *sinks, *([tracing] if tracing else []))
-        self._running: set[asyncio.Timeout] = set()
+        self._running: set[Exchange] = set()
+        self._watching: asyncio.TimerHandle | None = None
         self._draining = False
         form = Form(strict=(api or ApiSettings()).strict)
         dispatch, contexts = Dispatch(fleet, upstreams, settings), Contexts(upstreams)
-        self._hot: dict[str, Handler] = {
+        self._handlers: dict[str, Handler] = {
             embed.PATH: Embeddings(dispatch, upstreams, settings, form),
             COMPLETIONS.path: Relay(COMPLETIONS, dispatch, contexts, settings, form),
             CHAT.path: Relay(CHAT, dispatch, contexts, settings, form),
         }
         tasks = [dispatch.follow, *([background] if background else [])]
         self._rest = _api(fleet, upstreams, dispatch, self._metrics, _lifespan(upstreams, self._sinks, tasks))
+        self.timeout = settings.timeout
+        self.hot = {path.encode(): path for path in self._handlers}
+        self.cors = _cors(self._others, settings.cors_origins) if settings.cors_origins else None
+        self.application: Application = self.cors or self._others
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def serve(self, exchange: Exchange) -> None:
+        """One request for a hot route. It always ends in an answer: the handler's, or an error in OpenAI's form."""
+        self._began(exchange)
+        self._running.add(exchange)
+        if self._watching is None:
+            self._watching = asyncio.get_running_loop().call_later(_LOOK, self._watch)
+        end = exchange.end
+        assert end is not None  # noqa: S101 - it is a hot request
+        refusal: ApiError | None = None
+        try:
+            await self._handle(exchange)
+        except ApiError as exc:
+            refusal = exc
+        except asyncio.CancelledError:
+            if not end.gone and not exchange.expired:
+                raise
+            refusal = draining() if self._draining else answers.timed_out(exchange.deadline - exchange.started)
+        except TimeoutError:
+            refusal = answers.timed_out(exchange.deadline - exchange.started)
+        except Exception:
+            _log.exception("%s %s %s failed", exchange.id, exchange.method, exchange.path)
+            refusal = answers.our_fault()
+        finally:
+            self._running.discard(exchange)
+            if refusal is not None and not end.gone:
+                exchange.error = refusal.code or refusal.type
+                exchange.fail(refusal.status, answers.body(refusal), answers.event(refusal), refusal.headers)
+            self._ended(exchange, left=end.gone and not exchange.complete)
+
+    async def _handle(self, exchange: Exchange) -> None:
+        """The guards, in order, and the route."""
+        if self.cors is not None:
+            await self._mark_for_browsers(exchange)
+        self._keys.admit(exchange)
+        if exchange.method != "POST":
+            raise _wrong_method(exchange.method, exchange.path, "POST")
+        self._from_a_page(exchange)
+        exchange.hurry()
+        self._keys.charge(exchange)
+        await self._handlers[exchange.path](exchange)
+
+    async def _others(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """All routes but the hot ones, with the same guard before them and the same telemetry behind."""
         if scope["type"] != "http":
             await self._rest(scope, receive, send)
             return
-        exchange = Exchange(scope, receive, send, self._settings.timeout)
-        if self._tracing is not None:
-            exchange.trace = self._tracing.begin(exchange.header(b"traceparent"), exchange.header(b"tracestate"))
-        for sink in self._sinks:
-            sink.request_began()
-        left = False
+        exchange = Exchange(scope["method"], scope["path"], scope["headers"], self.timeout)
+        self._began(exchange)
+        respond = exchange.relayed(send)
+        scope["state"] = {"exchange": exchange, "router": self}
         try:
-            await self._answer(exchange, scope, receive)
-        except Disconnected:
-            left = True
+            self._keys.admit(exchange)
+            await self._rest(scope, receive, respond)
+        except ApiError as exc:
+            exchange.error = exc.code or exc.type
+            await _json(exc.body(), exc.status, exc.headers)(scope, receive, respond)
+        except Exception:  # it has been answered, as all of those
+            _log.exception("%s %s %s failed", exchange.id, exchange.method, exchange.path)
         finally:
-            self._keys.settle(exchange)
-            ended = _ended(exchange, self._route(exchange.path), left=left)
-            for sink in self._sinks:
-                sink.request_ended(ended)
+            self._ended(exchange, left=not exchange.complete)
 
     def drain(self) -> None:
         """Not ready from now on; what is in flight when the drain time-out ends is answered with an error."""
@@ -135,54 +194,45 @@ class Router:
         asyncio.get_running_loop().call_later(self._settings.drain_timeout, self._cut_off)
 
     def _cut_off(self) -> None:
-        now = asyncio.get_running_loop().time()
-        for running in self._running:
-            if not running.expired():
-                running.reschedule(now)
+        for exchange in self._running:
+            self._expire(exchange)
 
-    async def _answer(self, exchange: Exchange, scope: Scope, receive: Receive) -> None:
-        """Every request ends in an answer: the handler's, or an error in OpenAI's form."""
-        refusal: ApiError
-        try:
-            async with asyncio.timeout(self._settings.timeout) as limit:
-                self._running.add(limit)
-                try:
-                    await self._handle(exchange, scope, receive, limit)
-                finally:
-                    self._running.discard(limit)
-                return
-        except ApiError as exc:
-            refusal = exc
-        except TimeoutError:
-            refusal = draining() if self._draining else answers.timed_out(exchange.deadline - exchange.started)
-        except Disconnected:
-            raise
-        except Exception:
-            _log.exception("%s %s %s failed", exchange.id, exchange.method, exchange.path)
-            refusal = answers.our_fault()
-        exchange.error = refusal.code or refusal.type
-        try:
-            async with asyncio.timeout(_LAST_WORDS):
-                await exchange.fail(refusal.status, answers.body(refusal), answers.event(refusal), refusal.headers)
-        except TimeoutError:  # a caller who has stopped reading is not waited for
-            exchange.caller_end.abort()
+    def _watch(self) -> None:
+        """See that nobody waits beyond the deadline: one timer for all is cheaper than one for each request."""
+        self._watching = None
+        now = clock()
+        for exchange in self._running:
+            if exchange.deadline <= now:
+                self._expire(exchange)
+        if self._running:
+            self._watching = asyncio.get_running_loop().call_later(_LOOK, self._watch)
 
-    async def _handle(self, exchange: Exchange, scope: Scope, receive: Receive, limit: asyncio.Timeout) -> None:
-        """The guards, in order, and the route."""
-        self._keys.admit(exchange)
-        handler = self._hot.get(exchange.path)
-        if handler is None:
-            scope["state"] = {"exchange": exchange, "router": self}
-            await self._rest(scope, receive, exchange.relay)
-            return
-        if exchange.method != "POST":
-            raise _wrong_method(exchange.method, exchange.path, "POST")
-        self._from_a_page(exchange)
-        exchange.hurry()
-        if exchange.hurried:
-            limit.reschedule(asyncio.get_running_loop().time() + exchange.deadline - clock())
-        self._keys.charge(exchange)
-        await handler(exchange)
+    @staticmethod
+    def _expire(exchange: Exchange) -> None:
+        if not exchange.expired and exchange.end is not None and exchange.end.task is not None:
+            exchange.expired = True
+            exchange.end.task.cancel()
+
+    def _began(self, exchange: Exchange) -> None:
+        if self._tracing is not None:
+            exchange.trace = self._tracing.begin(exchange.header(b"traceparent"), exchange.header(b"tracestate"))
+        for sink in self._sinks:
+            sink.request_began()
+
+    def _ended(self, exchange: Exchange, *, left: bool) -> None:
+        self._keys.settle(exchange)
+        path = exchange.path
+        event = _record(exchange, path if path in self._handlers or path in _PLAIN else "other", left=left)
+        for sink in self._sinks:
+            sink.request_ended(event)
+
+    async def _mark_for_browsers(self, exchange: Exchange) -> None:
+        """Put the headers on the answer by which a browser lets a page see it."""
+        origin = exchange.header(b"origin")
+        if origin and self.cors is not None:
+            started: dict[str, Any] = {"type": "http.response.start", "headers": []}
+            await self.cors.send(started, _nowhere, StarletteHeaders({"origin": origin}))
+            exchange.more_headers |= {name.decode(): value.decode("latin-1") for name, value in started["headers"]}
 
     def _from_a_page(self, exchange: Exchange) -> None:
         """Without keys, whoever can make a browser on this machine open a page could call: refuse foreign pages.
@@ -209,11 +259,22 @@ class Router:
         """Whether the caller may know why an engine is not well."""
         return self._keys.told(exchange)
 
-    def _route(self, path: str) -> str:
-        return path if path in self._hot or path in _PLAIN else "other"
+
+def _cors(application: Application, origins: Sequence[str]) -> CORSMiddleware:
+    return CORSMiddleware(
+        application,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=_EXPOSED,
+    )
 
 
-def _ended(exchange: Exchange, route: str, *, left: bool) -> RequestEnded:
+async def _nowhere(_: object) -> None:
+    """Takes what is not to be sent."""
+
+
+def _record(exchange: Exchange, route: str, *, left: bool) -> RequestEnded:
     now = clock()
     status = _CLIENT_LEFT if left else exchange.status
     failed = status >= 500 or exchange.broken

@@ -23,7 +23,7 @@ from tandem.settings import RouterSettings
 T = TypeVar("T")
 
 _log = logging.getLogger("tandem.router")
-_BRINK = 0.05  # seconds: a timer may be that early
+_BRINK = 0.1  # seconds: twice what may pass until a time-out is noticed
 
 
 @dataclass(frozen=True)
@@ -122,13 +122,15 @@ class Dispatch:
         tried, patient = "", False
         blamed: set[str] = set()  # the engines that this request has counted against: a bad question is one fault
         while True:
-            began = clock()
-            try:
-                lease = await self.admission.lease(
-                    engine, deadline=exchange.deadline, patient=patient, tried=tried, size=len(question.body)
-                )
-            finally:
-                exchange.queued += clock() - began
+            lease = self.admission.at_once(engine, tried)
+            if lease is None:
+                began = clock()
+                try:
+                    lease = await self.admission.lease(
+                        engine, deadline=exchange.deadline, patient=patient, tried=tried, size=len(question.body)
+                    )
+                finally:
+                    exchange.queued += clock() - began
             exchange.engine = lease.engine.name
             try:
                 result = await self._once(exchange, lease.engine, question, use)

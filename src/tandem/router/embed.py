@@ -53,21 +53,20 @@ class Embeddings:
     async def __call__(self, exchange: Exchange) -> None:
         body = await exchange.json_body(self._settings)
         request = checks.parse(EmbeddingRequest, body, strict=self._form.strict, max_inputs=self._settings.max_inputs)
-        del body
         engine = self._dispatch.engine_for(exchange, request.model, "embedding")
         line = self._line(engine)
         if line.open and self._form.strict and not _alone(request):
             try:
-                await exchange.answer(200, await exchange.while_connected(line.embed(exchange, engine, request)))
+                exchange.answer(200, await line.embed(exchange, engine, request))
             except _Miscounted:
                 pass  # then alone
             else:
                 return
-        await exchange.answer(200, await exchange.while_connected(self._forward(exchange, engine, request)))
+        exchange.answer(200, await self._forward(exchange, engine, request, body))
 
-    async def _forward(self, exchange: Exchange, engine: Engine, request: EmbeddingRequest) -> bytes:
+    async def _forward(self, exchange: Exchange, engine: Engine, request: EmbeddingRequest, given: bytes) -> bytes:
         """The request as it is, alone."""
-        body, asked = translate.embedding(request, engine.model)
+        body, asked = translate.embedding(request, given, engine.model)
         exchange.inputs = asked.inputs
 
         async def use(answer: Answer) -> bytes:

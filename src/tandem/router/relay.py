@@ -1,12 +1,12 @@
 """Completions and chat: forwarded to an engine, streamed back, broken off when the caller goes away."""
 
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from tandem.fleet import Engine
 from tandem.models.requests import ChatCompletionRequest, CompletionRequest
-from tandem.models.responses import ChatCompletion, ChatCompletionChunk, Completion
+from tandem.models.responses import ChatCompletion, ChatCompletionChunk, Completion, Usage
 from tandem.router import answers, checks, translate
 from tandem.router.answers import Form
 from tandem.router.context import Contexts
@@ -50,10 +50,10 @@ class Relay(Generic[R]):
     async def __call__(self, exchange: Exchange) -> None:
         body = await exchange.json_body(self._settings)
         request = checks.parse(self._shape.request, body, strict=self._form.strict)
+        engine = self._dispatch.engine_for(exchange, request.model, "generation")
+        translated, asked = translate.generation(request, body, engine.model)
         size = len(body)
         del body  # it may wait long, and is as large as what is made of it
-        engine = self._dispatch.engine_for(exchange, request.model, "generation")
-        translated, asked = translate.generation(request, engine.model)
 
         async def fits(leased: Engine) -> None:
             await self._contexts.check(leased, request, size)
@@ -66,64 +66,84 @@ class Relay(Generic[R]):
             return said
 
         async def streamed(answer: Answer) -> None:
-            chunks = self._chunks(exchange, answer, asked)
-            # An engine says 200 before it has looked at the request: only its first event tells.
-            first = await anext(chunks)
-            exchange.first_event()
-            await exchange.stream(_after(first, chunks))
+            await self._stream(exchange, answer, asked)
 
         if question.streamed:
-            await exchange.while_connected(self._dispatch.ask(exchange, engine, question, streamed))
+            await self._dispatch.ask(exchange, engine, question, streamed)
         else:
-            asking = self._dispatch.ask(exchange, engine, question, whole)
-            await exchange.answer(200, await exchange.while_connected(asking))
+            exchange.answer(200, await self._dispatch.ask(exchange, engine, question, whole))
 
-    async def _chunks(self, exchange: Exchange, answer: Answer, asked: Asked) -> AsyncIterator[bytes]:
-        """The stream's events in the specification's keys, the last of them ``[DONE]``.
+    async def _stream(self, exchange: Exchange, answer: Answer, asked: Asked) -> None:
+        """Send the stream's events as they come, in the specification's keys, the last of them ``[DONE]``.
 
         Raises:
             ApiError: the engine sent an error.
             EngineFault: it is no stream, or it ended without ``[DONE]``.
         """
-        done = False
+        if not answer.headers.get(b"content-type", b"").startswith(b"text/event-stream"):
+            raise answers.error(await answer.read(), asked)
+        events = _Events(exchange, lambda event: self._form.chunk(self._shape.chunk, event, asked))
+        assert exchange.end is not None  # noqa: S101 - it is a hot request
+        exchange.end.on_flow = answer.hold
+        answer.hold(exchange.end.paused)
         try:
-            async for event in _events(answer, asked):
-                if done:  # read to the end all the same, so that the connection can be kept
-                    continue
-                if event == b"[DONE]":
-                    done = True
-                    yield answers.DONE
-                    continue
-                chunk, usage = self._form.chunk(self._shape.chunk, event, asked)
-                if usage is not None:
-                    exchange.count(usage)
-                if chunk:
-                    yield chunk
+            await answer.feed(events)
         except UpstreamError:
-            if not done:
+            if not events.done:
                 raise
-        if not done:
+        finally:
+            exchange.end.on_flow = None
+            events.flush()  # what came before it broke off
+        if not events.done:
             raise answers.unreachable(answered=True)
+        exchange.end_stream()
 
 
-async def _events(answer: Answer, asked: Asked) -> AsyncIterator[bytes]:
-    """The data of each server-sent event.
+class _Events:
+    """Reads an engine's stream and sends it on: everything that has come at once, at once.
 
-    Source: https://html.spec.whatwg.org/multipage/server-sent-events.html; vLLM sends one ``data:`` line an event.
+    An engine says 200 before it has looked at the request: only its first event tells, so only then the stream begins.
+
+    Args:
+        chunk: an event's data -> the event for the caller, and what the engine counted.
     """
-    if not answer.headers.get(b"content-type", b"").startswith(b"text/event-stream"):
-        raise answers.error(await answer.read(), asked)
-    rest = b""
-    async for chunk in answer.chunks():
-        *events, rest = (rest + chunk).split(b"\n\n")
+
+    def __init__(self, exchange: Exchange, chunk: Callable[[bytes], tuple[bytes, Usage | None]]) -> None:
+        self.done = False
+        self._exchange = exchange
+        self._chunk = chunk
+        self._rest = b""
+        self._ready: list[bytes] = []
+
+    def read(self, part: bytes) -> None:
+        """The data of each server-sent event.
+
+        Source: https://html.spec.whatwg.org/multipage/server-sent-events.html; vLLM sends one ``data:`` line an event.
+        """
+        *events, self._rest = (self._rest + part if self._rest else part).split(b"\n\n")
         for event in events:
-            if event.startswith(b"data:"):
-                yield event[5:].strip()
-        if len(rest) > _LARGEST_EVENT:
+            if self.done:  # read to the end all the same, so that the connection can be kept
+                return
+            if not event.startswith(b"data:"):
+                continue
+            data = event[5:].strip()
+            if data == b"[DONE]":
+                self.done = True
+                self._ready.append(answers.DONE)
+                continue
+            said, usage = self._chunk(data)
+            if usage is not None:
+                self._exchange.count(usage)
+            if said:
+                self._ready.append(said)
+        if len(self._rest) > _LARGEST_EVENT:
             raise answers.nonsense()
 
-
-async def _after(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for event in rest:
-        yield event
+    def flush(self) -> None:
+        """Send what there is."""
+        if not self._ready:
+            return
+        ready, self._ready = self._ready, []
+        if not self._exchange.status:
+            self._exchange.begin_stream()
+        self._exchange.send_events(ready[0] if len(ready) == 1 else b"".join(ready), len(ready))

@@ -3,6 +3,7 @@
 Pure. Each translation has its other half in :mod:`tandem.router.answers`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,9 @@ Generation = CompletionRequest | ChatCompletionRequest
 # vLLM's greedy sampling begins below this temperature, and it then makes one choice only.
 _GREEDY = 1e-5
 _CONSTRAINTS = frozenset({"structured_outputs", *GUIDED})
+
+_values = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True)
@@ -58,16 +62,21 @@ class Asked:
     media: tuple[str, str] = ("messages", "image_url")
 
 
-def embedding(request: EmbeddingRequest, model: str) -> tuple[bytes, Asked]:
-    """The engine's body for an embedding request; ``model`` is the name that the engine serves its model by."""
+def embedding(request: EmbeddingRequest, body: bytes, model: str) -> tuple[bytes, Asked]:
+    """The engine's body for an embedding request.
+
+    Args:
+        body: in which it came.
+        model: the name that the engine serves its model by.
+    """
     given = request.input
     several = isinstance(given, list) and not isinstance(given[0], int)
     asked = Asked(request.model, inputs=len(given) if several else 1, prompt="input")
-    return _body(request, model), asked
+    return _body(request, body, {"model": model}), asked
 
 
-def generation(request: Generation, model: str) -> tuple[bytes, Asked]:
-    """The engine's body for a completion or a chat.
+def generation(request: Generation, body: bytes, model: str) -> tuple[bytes, Asked]:
+    """The engine's body for a completion or a chat; arguments as :func:`embedding` has them.
 
     - ``top_p`` 0, which vLLM refuses, is greedy sampling; greedy sampling with several choices, which it refuses, too,
       is sampling among the single most probable token.
@@ -77,25 +86,26 @@ def generation(request: Generation, model: str) -> tuple[bytes, Asked]:
     - To go on with the last message excludes the prompt for a new one, which vLLM would add.
     """
     asked = _asked(request)
+    changes: dict[str, Any] = {"model": model}
     if request.stream:
         given = request.stream_options or StreamOptions()
-        request.stream_options = given.model_copy(update={"include_usage": True})
+        changes["stream_options"] = given.model_dump(exclude_unset=True) | {"include_usage": True}
     if isinstance(request, ChatCompletionRequest) and request.continue_final_message:
-        request.add_generation_prompt = False
+        request.add_generation_prompt = changes["add_generation_prompt"] = False  # its length is counted, too
     if isinstance(request, CompletionRequest):
         if asked.best:
-            request.n = asked.best[1]
-            request.logprobs = request.logprobs or 0
+            changes["n"] = asked.best[1]
+            changes["logprobs"] = request.logprobs or 0
         if asked.nothing:
-            request.echo = True  # the one way in which vLLM takes a max_tokens of 0
+            changes["echo"] = True  # the one way in which vLLM takes a max_tokens of 0
     if request.top_p == 0 or (request.temperature is not None and request.temperature < _GREEDY):
-        request.temperature, request.top_p = 0.0, 1.0
-        if (request.n or 1) > 1:
-            request.temperature, request.top_k = 1.0, 1
+        changes["temperature"], changes["top_p"] = 0.0, 1.0
+        if changes.get("n", request.n or 1) > 1:
+            changes["temperature"], changes["top_k"] = 1.0, 1
     for name in _CONSTRAINTS & request.model_fields_set:
         if name in GUIDED:
-            request.structured_outputs = {GUIDED[name]: getattr(request, name)}
-    return _body(request, model), asked
+            changes["structured_outputs"] = {GUIDED[name]: getattr(request, name)}
+    return _body(request, body, changes), asked
 
 
 def _asked(request: Generation) -> Asked:
@@ -144,9 +154,20 @@ def _ends(prompt: Any) -> tuple[int | str, ...]:
     return tuple(each if isinstance(each, str) else len(each) for each in prompt)
 
 
-def _body(request: EmbeddingRequest | Generation, model: str) -> bytes:
-    request.model = model
-    body = request.model_dump_json(by_alias=True, exclude_unset=True, exclude=NOT_FORWARDED).encode()
+def _body(request: EmbeddingRequest | Generation, given: bytes, changes: Mapping[str, object]) -> bytes:
+    """``given`` as it came, value by value, but for the changes, and without what is not for an engine."""
+    try:
+        values = _values(_without_nulls(request) if b"null" in given else given)
+    except msgspec.DecodeError:  # numbers that are none, which only Pydantic reads
+        values = _values(_without_nulls(request))
+    for name in NOT_FORWARDED & values.keys():
+        del values[name]
+    return _encode({**values, **changes})
+
+
+def _without_nulls(request: EmbeddingRequest | Generation) -> bytes:
+    """What Pydantic has read: at every depth, an explicit null counts as absent."""
+    body = request.model_dump_json(by_alias=True, exclude_unset=True).encode()
     if extras := request.model_extra:  # Pydantic does not write what it was told to let through just this once
-        return msgspec.json.encode(msgspec.json.decode(body) | extras)
+        return _encode(msgspec.json.decode(body) | extras)
     return body

@@ -7,8 +7,8 @@ code and not a general client: one exchange at a time on a connection, no redire
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping
-from typing import cast
+from collections.abc import Callable, Mapping
+from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -23,6 +23,7 @@ _BUFFER = 256 * 1024
 _MOST_HEADERS = 64 * 1024
 # 2,048 vectors of 8,192 dimensions as text are about half of it.
 _LARGEST = 512 * 2**20
+_LOOK = 0.05  # seconds between two looks at whether an engine has been silent for too long
 
 
 class UpstreamError(TandemError):
@@ -48,6 +49,16 @@ class Nonsense(UpstreamError):
         super().__init__(message, answered=True)
 
 
+class Reader(Protocol):
+    """Takes a body as it comes."""
+
+    def read(self, part: bytes) -> None:
+        """A part of it."""
+
+    def flush(self) -> None:
+        """No more of it is there now."""
+
+
 class Answer:
     """An engine's answer, of which status and headers are there and the body may still be coming."""
 
@@ -65,20 +76,24 @@ class Answer:
         given = self.headers.get(b"retry-after", b"")
         return float(given) if given.isdigit() and len(given) < 6 else None
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it comes.
+    async def feed(self, reader: Reader) -> None:
+        """Hand the body to ``reader`` as it comes, until its end.
 
         Raises:
             UpstreamError: it broke off before its end.
+            Exception: what the reader raises.
         """
-        while chunk := await self._connection.chunk():
-            yield chunk
+        await self._connection.feed(reader)
+
+    def hold(self, paused: bool) -> None:  # noqa: FBT001 - a callback
+        """Have the engine wait, or go on: whoever reads what is made of its answer is slow."""
+        self._connection.hold(paused=paused)
 
     async def read(self, limit: int | None = None) -> bytes:
         """The whole body, of at most ``limit`` bytes; by default as many as any answer has.
 
         Raises:
-            UpstreamError: as :meth:`chunks` does, or there is more than any answer has.
+            UpstreamError: it broke off before its end, or there is more than any answer has.
         """
         limit = limit or _LARGEST
         parts = []
@@ -129,6 +144,7 @@ class Upstream:
         self._connect_timeout = connect_timeout
         self._idle: list[_Connection] = []
         self._busy: set[_Connection] = set()
+        self._watching: asyncio.TimerHandle | None = None
 
     async def request(
         self,
@@ -159,8 +175,13 @@ class Upstream:
         message = f"{head}\r\n".encode("latin-1") + body
         kept = True
         while True:
-            connection, fresh = await self._connection(kept)
+            connection = self._kept() if kept else None
+            fresh = connection is None
+            if connection is None:
+                connection = await self._connect()
             self._busy.add(connection)
+            if self._watching is None:
+                self._watching = asyncio.get_running_loop().call_later(_LOOK, self._watch)
             try:
                 status, answer_headers = await connection.exchange(message, first, between)
             except UpstreamError as exc:
@@ -181,9 +202,17 @@ class Upstream:
             connection.fail(reason)
         self.close()
 
+    def _watch(self) -> None:
+        """See that nobody waits for too long: one timer for all is cheaper than one for each request."""
+        self._watching = None
+        now = time.monotonic()
+        for connection in list(self._busy):
+            connection.look(now)
+        if self._busy:
+            self._watching = asyncio.get_running_loop().call_later(_LOOK, self._watch)
+
     def release(self, connection: "_Connection") -> None:
         """Keep ``connection`` for the next request if it is fit for one."""
-        connection.rest()
         if connection.reusable and len(self._idle) < _MOST_IDLE:
             connection.idle_since = time.monotonic()
             self._idle.append(connection)
@@ -200,14 +229,17 @@ class Upstream:
         while self._idle:
             self._idle.pop().abort()
 
-    async def _connection(self, kept: bool) -> tuple["_Connection", bool]:
-        """A connection, and whether it is new; one that was ``kept``, if that may be."""
+    def _kept(self) -> "_Connection | None":
+        """A connection that was used before and is fit for use."""
         oldest = time.monotonic() - _IDLE
-        while kept and self._idle:
+        while self._idle:
             connection = self._idle.pop()  # the one used last: the others may then run out of time
             if connection.reusable and connection.idle_since > oldest:
-                return connection, False
+                return connection
             connection.abort()
+        return None
+
+    async def _connect(self) -> "_Connection":
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._connect_timeout):
@@ -216,7 +248,7 @@ class Upstream:
             raise UpstreamTimeout(f"no connection to {self._netloc} within {self._connect_timeout:g} s") from exc
         except OSError as exc:
             raise UpstreamError(f"no connection to {self._netloc}: {exc.strerror or exc}") from exc
-        return made, True
+        return made
 
 
 class _Connection(asyncio.Protocol):
@@ -225,7 +257,6 @@ class _Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self.idle_since = 0.0
         self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None
         self._lost: UpstreamError | None = None
@@ -234,17 +265,18 @@ class _Connection(asyncio.Protocol):
     def _begin(self) -> None:
         self._status = 0
         self._headers: dict[bytes, bytes] = {}
-        self._head: asyncio.Future[None] | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[None] | None = None  # of whoever waits for the head, or for more of the body
+        self._reader: Reader | None = None
+        self._fault: Exception | None = None  # of the reader
         self._chunks: list[bytes] = []
         self._buffered = 0
         self._complete = False
         self._paused = False
         self._keep_alive = False
         self._header_bytes = 0
-        self._begun = False
         self._heard = 0.0
         self._between: float | None = None
+        self._patience: float | None = None  # seconds in which the next part must come; none: for ever
 
     @property
     def reusable(self) -> bool:
@@ -259,38 +291,57 @@ class _Connection(asyncio.Protocol):
             raise UpstreamError(str(self._lost or "the connection is closed"))
         self._begin()
         self._parser = httptools.HttpResponseParser(self)
-        self._head = self._loop.create_future()
-        self._between = between
-        if first is not None:
-            self._timer = self._loop.call_later(first, self._silent, first)
+        self._patience, self._between = first, between
+        self._heard = time.monotonic()
         self._transport.write(message)
-        await self._head
+        while not self._status:
+            if self._lost is not None:
+                raise self._lost
+            await self._news()
         return self._status, self._headers
 
     async def chunk(self) -> bytes:
         """What has come of the body since the last call, waiting for it if need be; empty at its end."""
         while not self._chunks and not self._complete:
-            if self._lost is not None:
-                self._lost.answered = True
-                raise self._lost
-            self._waiter = self._loop.create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+            self._check()
+            await self._news()
         chunk = b"".join(self._chunks)
         self._chunks.clear()
         self._buffered = 0
-        if self._paused and self._transport is not None:
-            self._paused = False
-            self._transport.resume_reading()
+        self.hold(paused=False)
         return chunk
 
-    def rest(self) -> None:
-        """The exchange is over: nothing is waited for."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    async def feed(self, reader: Reader) -> None:
+        """Hand the body to ``reader`` as it comes, and return at its end."""
+        if self._chunks:
+            parts, self._chunks, self._buffered = self._chunks, [], 0
+            reader.read(b"".join(parts))
+            reader.flush()
+        self.hold(paused=False)
+        self._reader = reader
+        while not self._complete:
+            self._check()
+            await self._news()
+        self._check()
+
+    def hold(self, *, paused: bool) -> None:
+        """Stop or go on reading what the engine sends."""
+        if paused is not self._paused and self._transport is not None:
+            self._paused = paused
+            self._heard = time.monotonic()  # the engine is not to blame for the time that was held
+            if paused:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
+
+    def look(self, now: float) -> None:
+        """Give the exchange up if nothing has come for too long, and the caller is not the one who is slow."""
+        limit = self._patience
+        if limit is None or self._complete or self._lost is not None or self._paused or self._chunks:
+            return
+        if now - self._heard >= limit:
+            self._fail(UpstreamTimeout(f"nothing came from the engine for {limit:g} s"))
+            self.abort()
 
     def fail(self, reason: str) -> None:
         """End the exchange as if the engine had closed the connection."""
@@ -298,8 +349,8 @@ class _Connection(asyncio.Protocol):
         self.abort()
 
     def abort(self) -> None:
-        self.rest()
         self._lost = self._lost or UpstreamError("the connection is closed")
+        self._reader = None
         if self._transport is not None:
             self._transport.abort()
 
@@ -317,6 +368,8 @@ class _Connection(asyncio.Protocol):
         except httptools.HttpParserError as exc:
             self._fail(Nonsense(f"the engine answered nonsense ({exc})"))
             self.abort()
+        if self._reader is not None:
+            self._hand(self._reader.flush)
 
     def eof_received(self) -> bool:
         # An answer without a length ends with the connection.
@@ -344,21 +397,18 @@ class _Connection(asyncio.Protocol):
             self._headers.clear()
             return
         self._status = status
-        if self._head is not None and not self._head.done():
-            self._head.set_result(None)
+        self._wake()
 
     def on_body(self, body: bytes) -> None:
+        self._heard = time.monotonic()
+        self._patience = self._between
+        if self._reader is not None:
+            self._hand(self._reader.read, body)
+            return
         self._chunks.append(body)
         self._buffered += len(body)
-        self._heard = self._loop.time()
-        if not self._begun:
-            self._begun = True
-            self.rest()
-            if self._between is not None:
-                self._timer = self._loop.call_later(self._between, self._silent, self._between)
-        if self._buffered > _BUFFER and not self._paused and self._transport is not None:
-            self._paused = True
-            self._transport.pause_reading()
+        if self._buffered > _BUFFER:
+            self.hold(paused=True)
         self._wake()
 
     def on_message_complete(self) -> None:
@@ -368,27 +418,37 @@ class _Connection(asyncio.Protocol):
             self._complete = True
             self._wake()
 
+    def _hand(self, take: Callable[..., None], *part: bytes) -> None:
+        """Give the reader what there is; what it raises is raised where it was given."""
+        try:
+            take(*part)
+        except Exception as exc:  # noqa: BLE001
+            self._fault = exc
+            self._reader = None
+            self._wake()
+
     def _unframed(self) -> bool:
         return b"content-length" not in self._headers and b"transfer-encoding" not in self._headers
 
+    def _check(self) -> None:
+        """Raise what keeps the body from coming."""
+        if self._fault is not None:
+            raise self._fault
+        if self._lost is not None and not self._complete:
+            self._lost.answered = True
+            raise self._lost
+
     def _fail(self, reason: UpstreamError) -> None:
         self._lost = self._lost or reason
-        if self._head is not None and not self._head.done():
-            self._head.set_exception(self._lost)
         self._wake()
 
-    def _silent(self, limit: float) -> None:
-        """The time for the next part has come; it may have been used, or the caller may be the one who is slow."""
-        self._timer = None
-        if self._complete or self._lost is not None:
-            return
-        since = self._loop.time() - self._heard
-        if self._begun and (self._paused or self._chunks or since < limit):
-            left = limit if self._paused or self._chunks else limit - since
-            self._timer = self._loop.call_later(left, self._silent, limit)
-            return
-        self._fail(UpstreamTimeout(f"nothing came from the engine for {limit:g} s"))
-        self.abort()
+    async def _news(self) -> None:
+        """Wait until something has happened."""
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
