@@ -4,10 +4,8 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import MutableMapping
 from math import ceil
 from pathlib import Path
-from typing import Any
 
 import pytest
 

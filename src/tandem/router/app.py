@@ -43,6 +43,7 @@ from tandem.router.dispatch import Dispatch
 from tandem.router.embed import Embeddings
 from tandem.router.exchange import Exchange, Receive, Scope, Send, clock
 from tandem.router.keys import Keys
+from tandem.router.outbox import Outbox
 from tandem.router.relay import CHAT, COMPLETIONS, Relay
 from tandem.router.upstream import UpstreamError, Upstreams
 from tandem.settings import ApiSettings, RouterSettings
@@ -89,6 +90,7 @@ class Router:
         hot: their paths, by the bytes of them.
         cors: what answers browsers' questions and marks answers for them; None where no other page may call.
         timeout: seconds in which a request must be answered.
+        outbox: through which hot requests are answered.
 
     Raises:
         SettingsError: the key file is not usable.
@@ -123,6 +125,7 @@ class Router:
         tasks = [dispatch.follow, *([background] if background else [])]
         self._rest = _api(fleet, upstreams, dispatch, self._metrics, _lifespan(upstreams, self._sinks, tasks))
         self.timeout = settings.timeout
+        self.outbox = Outbox()
         self.hot = {path.encode(): path for path in self._handlers}
         self.cors = _cors(self._others, settings.cors_origins) if settings.cors_origins else None
         self.application: Application = self.cors or self._others
@@ -151,6 +154,7 @@ class Router:
             refusal = answers.our_fault()
         finally:
             self._running.discard(exchange)
+            end.task = None  # else the two would wait for the collector
             if refusal is not None and not end.gone:
                 exchange.error = refusal.code or refusal.type
                 exchange.fail(refusal.status, answers.body(refusal), answers.event(refusal), refusal.headers)

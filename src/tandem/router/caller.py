@@ -12,6 +12,7 @@ from http import HTTPStatus
 from typing import Any
 
 from tandem.errors import TandemError
+from tandem.router.outbox import Outbox
 
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -24,10 +25,12 @@ class TooLarge(TandemError):
 
 
 class Caller:
-    """One request on its connection. Whatever is written is on its way at once; nothing here waits for a reader.
+    """One request on its connection. Whatever is written is on its way in this turn of the loop; nothing here waits for
+    a reader.
 
     Args:
         transport: the connection.
+        outbox: through which all is written.
         done: called when the answer has been written to its end.
         most: bytes that the body may have.
         keep_alive: whether the connection may be used again.
@@ -44,14 +47,15 @@ class Caller:
     """
 
     __slots__ = (
-        *("_bodiless", "_chunked", "_done", "_expects", "_framed", "_most", "_parts", "_size", "_transport"),
-        *("_waiter", "_whole", "disconnected", "gone", "keep_alive", "message_event", "on_flow", "paused"),
+        *("_bodiless", "_chunked", "_done", "_expects", "_framed", "_most", "_outbox", "_parts", "_size", "_transport"),
+        *("_waiter", "_whole", "disconnected", "gone", "keep_alive", "on_flow", "paused"),
         *("response_complete", "task"),
     )
 
     def __init__(
         self,
         transport: asyncio.Transport,
+        outbox: Outbox,
         done: Callable[[], None],
         most: int,
         *,
@@ -61,6 +65,7 @@ class Caller:
         expects: bool = False,
     ) -> None:
         self._transport = transport
+        self._outbox = outbox
         self._done = done
         self._most = most
         self._chunked = chunked
@@ -78,7 +83,10 @@ class Caller:
         self.keep_alive = keep_alive
         self.response_complete = False
         self.disconnected = False
-        self.message_event = self
+
+    @property
+    def message_event(self) -> "Caller":
+        return self
 
     # What comes in, by the protocol
 
@@ -127,7 +135,7 @@ class Caller:
         """
         if not self._whole and self._size <= self._most:
             if self._expects:
-                self._transport.write(_CONTINUE)
+                self._outbox.put(self._transport, _CONTINUE)
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         if self._size > self._most:
@@ -145,9 +153,8 @@ class Caller:
             return
         close = b"" if self.keep_alive else _CLOSE
         shown = b"" if self._bodiless else body
-        self._transport.write(
-            b"%bcontent-length: %d\r\n%b%b\r\n%b" % (_STATUS_LINES[status], len(body), head, close, shown)
-        )
+        said = b"%bcontent-length: %d\r\n%b%b\r\n%b" % (_STATUS_LINES[status], len(body), head, close, shown)
+        self._outbox.put(self._transport, said)
         self._finish()
 
     def begin(self, head: bytes) -> None:
@@ -157,12 +164,13 @@ class Caller:
         self._framed = self._chunked
         self.keep_alive = self.keep_alive and self._chunked  # else only the connection's end tells of the stream's
         framing = _CHUNKED if self._chunked else b""
-        self._transport.write(b"%b%b%b%b\r\n" % (_STATUS_LINES[200], framing, head, b"" if self.keep_alive else _CLOSE))
+        close = b"" if self.keep_alive else _CLOSE
+        self._outbox.put(self._transport, b"%b%b%b%b\r\n" % (_STATUS_LINES[200], framing, head, close))
 
     def write(self, data: bytes) -> None:
         """Write a part of a stream."""
         if not self.gone:
-            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._framed else data)
+            self._outbox.put(self._transport, b"%x\r\n%b\r\n" % (len(data), data) if self._framed else data)
 
     def end(self, data: bytes = b"") -> None:
         """Write the last part of a stream, and its end."""
@@ -171,7 +179,7 @@ class Caller:
         if data:
             self.write(data)
         if self._framed:
-            self._transport.write(b"0\r\n\r\n")
+            self._outbox.put(self._transport, b"0\r\n\r\n")
         self._finish()
 
     def abort(self) -> None:
@@ -182,6 +190,7 @@ class Caller:
         self.response_complete = True
         self.on_flow = None
         if not self.keep_alive:
+            self._outbox.flush()
             self._transport.close()
         self._done()
 

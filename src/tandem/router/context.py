@@ -1,6 +1,7 @@
 """Whether prompt and answer fit into a model's context. vLLM shortens the answer in silence; OpenAI refuses."""
 
 import asyncio
+from collections.abc import Awaitable
 from contextlib import suppress
 from typing import Any
 
@@ -38,25 +39,33 @@ class Contexts:
     def __init__(self, upstreams: Upstreams) -> None:
         self._upstreams = upstreams
 
-    async def check(self, engine: Engine, request: CompletionRequest | ChatCompletionRequest, body_bytes: int) -> None:
+    def check(
+        self, engine: Engine, request: CompletionRequest | ChatCompletionRequest, body_bytes: int
+    ) -> Awaitable[None] | None:
         """Refuse what does not fit. An engine that does not tell how long a prompt is decides for itself.
 
         Args:
             engine: the one that is going to be asked.
             body_bytes: the length of the caller's body.
 
+        Returns:
+            What has to be awaited where it must be counted.
+
         Raises:
             ApiError: 400, prompt and answer have more tokens than the context.
         """
         if not engine.context or request.truncate_prompt_tokens is not None:
-            return
+            return None
         chat = isinstance(request, ChatCompletionRequest)
         name, wanted = _wanted(request)
         if wanted > engine.context:
             raise checks.too_many_tokens(name, wanted, engine.context)
         # Without a wish for tokens, the engine itself refuses a chat that leaves room for none.
         if not wanted or body_bytes + wanted + (_TEMPLATE if chat else _SPECIAL) <= engine.context:
-            return
+            return None
+        return self._check(engine, request, wanted)
+
+    async def _check(self, engine: Engine, request: CompletionRequest | ChatCompletionRequest, wanted: int) -> None:
         with suppress(TimeoutError, UpstreamError, msgspec.DecodeError):
             async with asyncio.timeout(_PATIENCE):
                 if isinstance(request, ChatCompletionRequest):

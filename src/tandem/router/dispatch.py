@@ -8,8 +8,9 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
+
+import msgspec
 
 from tandem.errors import ApiError, EngineFault
 from tandem.fleet import Engine, Fleet, Kind
@@ -26,8 +27,7 @@ _log = logging.getLogger("tandem.router")
 _BRINK = 0.1  # seconds: twice what may pass until a time-out is noticed
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(msgspec.Struct, frozen=True):
     """What to ask of an engine.
 
     Attributes:
@@ -35,14 +35,15 @@ class Question:
         body: JSON.
         asked: what the caller wants to read.
         streamed: the answer comes in events; else at once, when all is done.
-        check: what only the engine that is going to be asked can tell of the question; raises what is wrong with it.
+        check: what only the engine that is going to be asked can tell of the question; raises what is wrong with it,
+            at once or when what it returns is awaited.
     """
 
     path: str
     body: bytes
     asked: Asked
     streamed: bool = False
-    check: Callable[[Engine], Awaitable[None]] | None = None
+    check: Callable[[Engine], Awaitable[None] | None] | None = None
 
 
 class Asking(Protocol):
@@ -158,8 +159,8 @@ class Dispatch:
         left = max(0.0, exchange.deadline - exchange.asked - (0.0 if exchange.hurried else _BRINK))
         first = min(left, self._settings.first_event_timeout) if question.streamed else left
         try:
-            if question.check is not None:
-                await question.check(engine)
+            if question.check is not None and (checking := question.check(engine)) is not None:
+                await checking
             answer = await self._upstreams.to(engine.url).request(
                 "POST",
                 question.path,

@@ -73,7 +73,10 @@ class Protocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._head_size is not None:  # else it is a trailer: of no use, and no header
-            super().on_header(name, value)
+            name = name.lower()
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+            self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         self._head_size = None
@@ -85,6 +88,7 @@ class Protocol(HttpToolsProtocol):
         version = self.parser.get_http_version()
         caller = Caller(
             self.transport,
+            self._router.outbox,
             self.on_response_complete,
             self._most,
             keep_alive=version != "1.0" and self.parser.should_keep_alive(),
@@ -229,6 +233,7 @@ class Protocol(HttpToolsProtocol):
 
     def _refuse(self, refusal: ApiError) -> None:
         self._rest()
+        self._router.outbox.flush()
         self._head_size = None
         if not self.transport.is_closing():
             body = answers.body(refusal)

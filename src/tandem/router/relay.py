@@ -1,6 +1,6 @@
 """Completions and chat: forwarded to an engine, streamed back, broken off when the caller goes away."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -55,8 +55,8 @@ class Relay(Generic[R]):
         size = len(body)
         del body  # it may wait long, and is as large as what is made of it
 
-        async def fits(leased: Engine) -> None:
-            await self._contexts.check(leased, request, size)
+        def fits(leased: Engine) -> Awaitable[None] | None:
+            return self._contexts.check(leased, request, size)
 
         question = Question(self._shape.path, translated, asked, streamed=bool(request.stream), check=fits)
 

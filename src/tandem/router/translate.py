@@ -3,8 +3,7 @@
 Pure. Each translation has its other half in :mod:`tandem.router.answers`.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -24,13 +23,13 @@ Generation = CompletionRequest | ChatCompletionRequest
 # vLLM's greedy sampling begins below this temperature, and it then makes one choice only.
 _GREEDY = 1e-5
 _CONSTRAINTS = frozenset({"structured_outputs", *GUIDED})
+_MEDIA = ("messages", "image_url")
 
-_values = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_values: Callable[[bytes], dict[str, Any]] = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True):
     """What the caller asked for, as far as the form of the answer depends on it.
 
     Attributes:
@@ -59,7 +58,7 @@ class Asked:
     prompt: str = "prompt"
     wanted: int = 0
     constraint: str = "response_format"
-    media: tuple[str, str] = ("messages", "image_url")
+    media: tuple[str, str] = _MEDIA
 
 
 def embedding(request: EmbeddingRequest, body: bytes, model: str) -> tuple[bytes, Asked]:
@@ -85,7 +84,8 @@ def generation(request: Generation, body: bytes, model: str) -> tuple[bytes, Ask
     - ``best_of`` and ``max_tokens`` 0: see :class:`Asked`.
     - To go on with the last message excludes the prompt for a new one, which vLLM would add.
     """
-    asked = _asked(request)
+    constraints = _CONSTRAINTS & request.model_fields_set
+    asked = _asked(request, next(iter(constraints), "response_format"))
     changes: dict[str, Any] = {"model": model}
     if request.stream:
         given = request.stream_options or StreamOptions()
@@ -102,15 +102,14 @@ def generation(request: Generation, body: bytes, model: str) -> tuple[bytes, Ask
         changes["temperature"], changes["top_p"] = 0.0, 1.0
         if changes.get("n", request.n or 1) > 1:
             changes["temperature"], changes["top_k"] = 1.0, 1
-    for name in _CONSTRAINTS & request.model_fields_set:
+    for name in constraints:
         if name in GUIDED:
             changes["structured_outputs"] = {GUIDED[name]: getattr(request, name)}
     return _body(request, body, changes), asked
 
 
-def _asked(request: Generation) -> Asked:
+def _asked(request: Generation, constraint: str) -> Asked:
     usage = bool(request.stream_options and request.stream_options.include_usage)
-    constraint = next(iter(_CONSTRAINTS & request.model_fields_set), "response_format")
     if isinstance(request, ChatCompletionRequest):
         if request.tool_choice not in (None, "none", "auto") and constraint not in request.model_fields_set:
             constraint = "tools"
@@ -142,7 +141,7 @@ def _media(request: ChatCompletionRequest) -> tuple[str, str]:
         for j, part in enumerate(message.content if isinstance(message.content, list) else ()):
             if part.type not in {"text", "refusal"}:
                 return f"messages.[{i}].content.[{j}].type", part.type
-    return Asked.media
+    return _MEDIA
 
 
 def _ends(prompt: Any) -> tuple[int | str, ...]:
@@ -156,13 +155,17 @@ def _ends(prompt: Any) -> tuple[int | str, ...]:
 
 def _body(request: EmbeddingRequest | Generation, given: bytes, changes: Mapping[str, object]) -> bytes:
     """``given`` as it came, value by value, but for the changes, and without what is not for an engine."""
+    nulls = b"null" in given
+    if not nulls and changes == {"model": request.model} and NOT_FORWARDED.isdisjoint(request.model_fields_set):
+        return given
     try:
-        values = _values(_without_nulls(request) if b"null" in given else given)
+        values = _values(_without_nulls(request) if nulls else given)
     except msgspec.DecodeError:  # numbers that are none, which only Pydantic reads
         values = _values(_without_nulls(request))
     for name in NOT_FORWARDED & values.keys():
         del values[name]
-    return _encode({**values, **changes})
+    values.update(changes)
+    return _encode(values)
 
 
 def _without_nulls(request: EmbeddingRequest | Generation) -> bytes:

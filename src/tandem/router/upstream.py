@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from tandem.errors import TandemError
+from tandem.router.outbox import Outbox
 
 # vLLM's server closes a connection that was idle for 5 s, by default.
 _IDLE = 4.0
@@ -85,7 +86,7 @@ class Answer:
         """
         await self._connection.feed(reader)
 
-    def hold(self, paused: bool) -> None:  # noqa: FBT001 - a callback
+    def hold(self, paused: bool) -> None:
         """Have the engine wait, or go on: whoever reads what is made of its answer is slow."""
         self._connection.hold(paused=paused)
 
@@ -115,12 +116,13 @@ class Upstreams:
 
     def __init__(self, *, connect_timeout: float) -> None:
         self._connect_timeout = connect_timeout
+        self._outbox = Outbox()
         self._pools: dict[str, Upstream] = {}
 
     def to(self, url: str) -> "Upstream":
         """The pool of connections to ``url``."""
         if (pool := self._pools.get(url)) is None:
-            pool = self._pools[url] = Upstream(url, connect_timeout=self._connect_timeout)
+            pool = self._pools[url] = Upstream(url, connect_timeout=self._connect_timeout, outbox=self._outbox)
         return pool
 
     def close(self) -> None:
@@ -130,9 +132,13 @@ class Upstreams:
 
 
 class Upstream:
-    """A pool of connections to one base URL, such as ``http://127.0.0.1:8100``."""
+    """A pool of connections to one base URL, such as ``http://127.0.0.1:8100``.
 
-    def __init__(self, base_url: str, *, connect_timeout: float) -> None:
+    Args:
+        outbox: through which it asks; its own by default.
+    """
+
+    def __init__(self, base_url: str, *, connect_timeout: float, outbox: Outbox | None = None) -> None:
         url = urlsplit(base_url)
         if url.scheme not in {"http", "https"} or not url.hostname:
             raise ValueError(f"{base_url!r} is no http:// or https:// address")
@@ -142,6 +148,7 @@ class Upstream:
         self._prefix = url.path.rstrip("/")
         self._netloc = url.netloc.rpartition("@")[2]
         self._connect_timeout = connect_timeout
+        self._outbox = outbox or Outbox()
         self._idle: list[_Connection] = []
         self._busy: set[_Connection] = set()
         self._watching: asyncio.TimerHandle | None = None
@@ -170,9 +177,9 @@ class Upstream:
         head = f"{method} {self._prefix}{path} HTTP/1.1\r\nhost: {self._netloc}\r\n"
         if body:
             head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
-        if headers:
-            head += "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-        message = f"{head}\r\n".encode("latin-1") + body
+        for name, value in headers.items() if headers else ():
+            head += f"{name}: {value}\r\n"
+        message = b"%b\r\n%b" % (head.encode("latin-1"), body)
         kept = True
         while True:
             connection = self._kept() if kept else None
@@ -183,7 +190,7 @@ class Upstream:
             if self._watching is None:
                 self._watching = asyncio.get_running_loop().call_later(_LOOK, self._watch)
             try:
-                status, answer_headers = await connection.exchange(message, first, between)
+                status, answer_headers = await connection.exchange(self._outbox, message, first, between)
             except UpstreamError as exc:
                 self._drop(connection)
                 # A kept connection that the engine closed just now says nothing about the engine: ask on a fresh one.
@@ -284,7 +291,7 @@ class _Connection(asyncio.Protocol):
         return self._lost is None and self._complete and self._keep_alive and not self._chunks and not self._paused
 
     async def exchange(
-        self, message: bytes, first: float | None = None, between: float | None = None
+        self, outbox: Outbox, message: bytes, first: float | None = None, between: float | None = None
     ) -> tuple[int, Mapping[bytes, bytes]]:
         """Send a request; status and headers of its answer."""
         if self._lost is not None or self._transport is None:
@@ -293,7 +300,7 @@ class _Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._patience, self._between = first, between
         self._heard = time.monotonic()
-        self._transport.write(message)
+        outbox.put(self._transport, message)
         while not self._status:
             if self._lost is not None:
                 raise self._lost
@@ -422,7 +429,7 @@ class _Connection(asyncio.Protocol):
         """Give the reader what there is; what it raises is raised where it was given."""
         try:
             take(*part)
-        except Exception as exc:  # noqa: BLE001
+        except Exception as exc:
             self._fault = exc
             self._reader = None
             self._wake()
