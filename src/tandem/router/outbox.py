@@ -1,8 +1,8 @@
 """What is written in one turn of the event loop, written together.
 
 A write to a peer that sleeps wakes it, which costs more than the write. While many requests are in flight, their parts
-come many at a time; written one after the other at the end of the turn, most of them find their peer awake. Measured
-with ``benchmarks/overhead.py``: a fifth less CPU for a request at 50 connections.
+come many at a time: written one after the other at the end of the turn, most of them find their peer awake. Who is
+alone is not to wait for the end of a turn: its parts are written at once.
 """
 
 import asyncio
@@ -12,13 +12,18 @@ class Outbox:
     """Lives on one event loop."""
 
     def __init__(self) -> None:
+        self._crowded = False  # whether several things were written in the turn before
+        self._written = 0  # in this turn, or waiting for its end
         self._waiting: list[tuple[asyncio.WriteTransport, bytes]] = []
 
     def put(self, transport: asyncio.WriteTransport, data: bytes) -> None:
         """Have ``data`` written to ``transport`` in this turn of the loop, in the order in which it was put here."""
-        if not self._waiting:
-            asyncio.get_running_loop().call_soon(self.flush)
+        if not self._written:
+            asyncio.get_running_loop().call_soon(self._end_turn)
+        self._written += 1
         self._waiting.append((transport, data))
+        if self._written == 1 and not self._crowded:
+            self.flush()
 
     def flush(self) -> None:
         """Write all there is; what is for a connection that was closed meanwhile goes nowhere."""
@@ -26,3 +31,8 @@ class Outbox:
         for transport, data in waiting:
             if not transport.is_closing():
                 transport.write(data)
+
+    def _end_turn(self) -> None:
+        self._crowded = self._written > 1
+        self._written = 0
+        self.flush()
