@@ -18,14 +18,10 @@ def _no_proxies_and_keys(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.lower(), raising=False)
 
 
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tandem.client.retry._FIRST", 0.001)
-
-
 @pytest.fixture
-def service() -> Iterator[Service]:
-    """Well, until told otherwise."""
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    """Well, until told otherwise; whom it fails comes again at once."""
+    monkeypatch.setattr("tandem.client.retry._FIRST", 0.001)
     made = Service()
     yield made
     made.close()

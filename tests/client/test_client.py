@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import itertools
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from tandem import (
     RateLimitError,
     ServerError,
     SettingsError,
+    Step,
     VLLMClient,
     VLLMConfig,
 )
@@ -287,10 +289,13 @@ def test_an_error_ends_all_that_is_in_flight(how: str, service: Service, connect
 
     service.always = hang
     service.ways = [ways.error(400, "bad")]
+    steps: queue.SimpleQueue[Step] = queue.SimpleQueue()
     with pytest.raises(BadRequestError, match="bad"):
-        embeds(connect(max_concurrent_requests=3), how, TEXTS)
-    assert not over.is_set()
+        embeds(connect(steps.put, max_concurrent_requests=3), how, TEXTS)
     over.set()
+    in_flight = {steps.get(timeout=10).batch}
+    while in_flight:
+        in_flight ^= {steps.get(timeout=10).batch}  # in with its start, out with its end
     assert len(service.asked) <= 3
 
 

@@ -35,6 +35,7 @@ from tandem.errors import (
 
 _log = logging.getLogger("tandem.client")
 _MOST = 1024  # texts in one step of the queue
+_ENDING = 60.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,8 +245,8 @@ class _Engine:
         return [(each.outputs.data.float().numpy(), len(each.prompt_token_ids)) for each in found]
 
     def close(self) -> None:
-        """End its processes."""
-        self._llm.llm_engine.engine_core.shutdown()
+        """End its processes; they are given time to give their shared memory back, which 5 s (vLLM's) are not."""
+        self._llm.llm_engine.engine_core.shutdown(timeout=_ENDING)
 
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
         ids: list[list[int]] = self._tokenizer(list(texts), truncation=False, padding=False)["input_ids"]
@@ -256,12 +257,11 @@ class _Engine:
                 ids[place] = self._tokenizer(text, truncation=True, max_length=self._limit)["input_ids"]
                 _log.warning(
                     "A text of %d tokens was cut off after %d, the model's limit: the last %d of them (%.0f%%) are not"
-                    " in its vector. It begins %r",
+                    " in its vector",
                     found,
                     self._limit,
                     found - self._limit,
                     100 * (found - self._limit) / found,
-                    text[:40],
                 )
         return ids
 
