@@ -16,6 +16,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="to see that it works; figures mean nothing")
     parser.add_argument("--engine", action="store_true", help="the second part, too: takes minutes")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ended from outside, it ends its service
     cores = machine.cores()
     with machine.neighbours() as others:
         print(table(cpu(cores, 1 if given.quick else ROUNDS, 640 if given.quick else 6400)))

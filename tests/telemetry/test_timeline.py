@@ -97,7 +97,7 @@ def test_lines_are_structured(service: Service, caplog: pytest.LogCaptureFixture
         with pytest.raises(BadRequestError):
             made.embed_batch(["a secret"])
     lines = [record for record in caplog.records if hasattr(record, "step")]
-    assert [record.levelname for record in lines] == ["DEBUG", "DEBUG", "DEBUG", "WARNING"]
+    assert [record.levelname for record in lines] == ["DEBUG", "DEBUG", "DEBUG", "INFO"]
     assert [record.step["name"] for record in lines] == ["started", "finished", "started", "failed"]
     assert "model=m mode=http texts=1" in lines[1].getMessage()
     assert "dim=8 tokens=1 outcome=ok" in lines[1].getMessage()

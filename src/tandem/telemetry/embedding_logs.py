@@ -6,13 +6,14 @@ import logging
 from tandem.telemetry.timeline import Step
 
 _log = logging.getLogger("tandem.client")
-_LEVELS = {"started": logging.DEBUG, "retried": logging.WARNING, "finished": logging.DEBUG, "failed": logging.WARNING}
+# What failed is raised, too, and whoever catches it decides how loud it is.
+_LEVELS = {"started": logging.DEBUG, "retried": logging.WARNING, "finished": logging.DEBUG, "failed": logging.INFO}
 
 
 class Lines:
-    """A sink that logs each step to ``tandem.client``: what goes well at debug, else at warning; never a text.
+    """A sink that logs each step to ``tandem.client``: what is sent again at warning, what failed at info, else at debug.
 
-    Formatters for structured logs find the step's fields on the record as ``record.step``, a dict.
+    No line holds a text. Formatters for structured logs find the step's fields on the record as ``record.step``, a dict.
     """
 
     def __call__(self, step: Step) -> None:
