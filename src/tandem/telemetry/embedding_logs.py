@@ -11,9 +11,9 @@ _LEVELS = {"started": logging.DEBUG, "retried": logging.WARNING, "finished": log
 
 
 class Lines:
-    """A sink that logs each step to ``tandem.client``: what is sent again at warning, what failed at info, else at debug.
+    """A sink that logs each step to ``tandem.client``: what is sent again at warning, failed at info, else at debug.
 
-    No line holds a text. Formatters for structured logs find the step's fields on the record as ``record.step``, a dict.
+    No line holds a text. Formatters for structured logs find a step's fields on the record as ``record.step``, a dict.
     """
 
     def __call__(self, step: Step) -> None:
