@@ -26,10 +26,11 @@ check: .venv/.dev ## lint, format, imports, types
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
-bench: .venv/.server ## the router beside vLLM's and sglang's, and how long starts take; under ten minutes, needs nginx and wrk
+bench: .venv/.server ## the router beside vLLM's and sglang's, the client beside openai's, and how long starts take; under ten minutes, needs nginx and wrk
 	$(BIN)/python benchmarks/overhead.py $(ARGS)
 	$(BIN)/python benchmarks/streams.py $(ARGS)
 	$(BIN)/python benchmarks/memory.py $(ARGS)
+	$(BIN)/python benchmarks/client.py $(ARGS)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/tandem install
 	$(BIN)/python benchmarks/bring_up.py 1

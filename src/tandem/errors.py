@@ -6,8 +6,19 @@
     ├── SetupError            the service cannot start or go on: says what, and what to do; carries the exit code
     │   ├── SettingsError     a setting is wrong: names its source and path
     │   └── EngineError       an engine ended or refused to start
-    └── ApiError              a request is refused or failed: an HTTP status and OpenAI's error object
-        └── EngineFault       … and the engine is at fault, not the caller
+    ├── ApiError              a request is refused or failed: an HTTP status and OpenAI's error object
+    │   └── EngineFault       … and the engine is at fault, not the caller
+    └── ClientError           Tandem's client has no vectors to give; a foreign error behind it is its cause
+        ├── ClientConnectionError   nobody answers at that address, or the connection broke
+        ├── ClientTimeoutError      the deadline is over
+        ├── RateLimitError          429, with the seconds after which to ask again
+        ├── BadRequestError         a text or the request is wrong, with the text's index; found here or by the server
+        │   ├── ModelNotFoundError  the server has no such model
+        │   └── AuthenticationError the key is missing, unknown or not allowed to
+        ├── DimensionMismatchError  vectors have another size than expected, with both
+        ├── DecodingError           the answer is not what was asked for
+        ├── ServerError             the server failed: 5xx, or an engine in this process that is dead
+        └── ClientClosedError       the client was closed before
 """
 
 from collections.abc import Mapping
@@ -113,3 +124,106 @@ class EngineFault(ApiError):
         self.again = again
         self.gone = gone
         self.pause = pause
+
+
+class ClientError(TandemError):
+    """Tandem's client has no vectors to give.
+
+    Args:
+        message: what, where and, if anything can be done about it, what.
+        status: the HTTP status; None where no answer came.
+        code: the server's machine-readable code, such as ``model_not_found``.
+        request_id: the server's id of the request, which finds its line in the server's log.
+        again: whether the same request may succeed when it is sent again.
+        retry_after: seconds for which the server asks to be left alone; None if it does not say.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        code: str | None = None,
+        request_id: str | None = None,
+        again: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+        self.code = code
+        self.request_id = request_id
+        self.again = again
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return f"{self.message} (request {self.request_id})" if self.request_id else self.message
+
+
+class ClientConnectionError(ClientError):
+    """Nobody answers at that address, or the connection broke before the answer was whole."""
+
+
+class ClientTimeoutError(ClientError):
+    """The deadline is over: ``timeout_s`` seconds for a request and all its repetitions."""
+
+
+class RateLimitError(ClientError):
+    """The server has had enough of this caller (429); ``retry_after`` is in seconds."""
+
+
+class BadRequestError(ClientError):
+    """A text, or the request itself, is wrong; asking again would not help.
+
+    Args:
+        index: the place of the text at fault in the caller's own list; None where no single text is.
+        param: the server's word for what is wrong, such as ``dimensions``; None if it has none.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        index: int | None = None,
+        param: str | None = None,
+        status: int | None = None,
+        code: str | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(message, status=status, code=code, request_id=request_id)
+        self.index = index
+        self.param = param
+
+
+class ModelNotFoundError(BadRequestError):
+    """The server has no model of that name."""
+
+
+class AuthenticationError(BadRequestError):
+    """The server wants a key, or another one (401, 403)."""
+
+
+class DimensionMismatchError(ClientError):
+    """Vectors have another size than expected.
+
+    Args:
+        expected: dimensions as set, or as the first answer had them.
+        found: dimensions of this answer.
+    """
+
+    def __init__(self, expected: int, found: int, message: str) -> None:
+        super().__init__(message)
+        self.expected = expected
+        self.found = found
+
+
+class DecodingError(ClientError):
+    """The answer is not what was asked for: no JSON, vectors missing or there twice, or values that are no numbers."""
+
+
+class ServerError(ClientError):
+    """The server, or the engine in this process, failed."""
+
+
+class ClientClosedError(ClientError):
+    """The client was closed before: make another."""

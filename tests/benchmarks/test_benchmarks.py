@@ -5,6 +5,8 @@ import json
 import shutil
 import struct
 
+import client
+import embedding_clients
 import load
 import machine
 import pytest
@@ -125,3 +127,23 @@ def test_answers_are_told_from_others() -> None:
     assert static_upstream.check(static_upstream.BASE64, static_upstream.embedding(encoded))
     floats["data"][0]["embedding"] = [*vector[:-1], vector[-1] + 0.1]
     assert not static_upstream.check(static_upstream.FLOATS, floats)
+
+
+def test_clients_get_a_good_answer() -> None:
+    """What they are measured with is an answer as a server writes it: 64 vectors, all of finite values."""
+    head, _, body = embedding_clients.answer().partition(b"\r\n\r\n")
+    assert f"content-length: {len(body)}" in head.decode()
+    data = json.loads(body)["data"]
+    found = [struct.unpack(f"<{embedding_clients.DIMENSIONS}f", base64.b64decode(item["embedding"])) for item in data]
+    assert len(set(found)) == embedding_clients.BATCH
+    assert all(abs(value) < 10 for vector in found for value in vector)
+
+
+def test_clients_are_compared_round_by_round() -> None:
+    """Each to Tandem's of the same round, tasks to tasks."""
+    names = list(embedding_clients.CLIENTS)
+    found = {name: [10.0, 20.0] for name in names} | {"tandem": [1.0, 4.0], "tandem, async": [2.0, 2.0]}
+    rows = {row.split("|")[1].strip(): row.split("|")[3].strip() for row in client.table(found).splitlines()}
+    assert rows["openai"] == "7.50 (5.00 to 10.00)"
+    assert rows["openai, async"] == "7.50 (5.00 to 10.00)"
+    assert rows["tandem"] == "1.00 (1.00 to 1.00)"
