@@ -385,7 +385,7 @@ def _on_cards(needs: Sequence[_Need], judged: Sequence[_Need], hardware: Hardwar
 
 
 def _share(need: _Need, cache: int, *, gpu_memory: float | None, cards: tuple[int, ...], told: bool) -> Share:
-    context = need.longest(cache)
+    context = None if need.unknown else need.longest(cache)
     limit = need.asks.context or need.wanted.facts.context
     notes = []
     if need.unknown:
@@ -490,6 +490,15 @@ def _fill(room: float, glasses: Sequence[tuple[float, int]]) -> list[float]:
     return filled
 
 
+def _whole(parts: Sequence[float]) -> list[int]:
+    """``parts`` in whole ones, of no greater sum; what rounding leaves goes to those that lost the most."""
+    whole = [math.floor(part + 1e-9) for part in parts]
+    left = math.floor(sum(parts) + 1e-9) - sum(whole)
+    for i in sorted(range(len(parts)), key=lambda i: whole[i] - parts[i])[:left]:
+        whole[i] += 1
+    return whole
+
+
 def _unseen(engines: Mapping[str, Wanted]) -> dict[str, Share]:
     """Shares of a card whose size is not told: nine tenths, first what is asked for, the rest by kind."""
     asks = {name: _Asks.of(wanted.settings) for name, wanted in engines.items()}
@@ -518,8 +527,8 @@ def _in_memory(needs: Sequence[_Need], judged: Sequence[_Need], hardware: Hardwa
     )
     threads = _threads(needs, hardware.cores)
     result = {}
-    for need, (low, _), more in zip(judged, claims, extra, strict=True):
-        cache = low + math.floor(more + 1e-9) * _CPU_BLOCK
+    for need, (low, _), more in zip(judged, claims, _whole(extra), strict=True):
+        cache = low + more * _CPU_BLOCK
         share = _share(need, cache, gpu_memory=None, cards=(), told=True)
         # An encoder keeps nothing, and vLLM still wants to hear a size: without one it claims nearly all RAM.
         size = max(_CPU_BLOCK, cache)
@@ -603,6 +612,9 @@ def _changes(engines: Mapping[str, Wanted], hardware: Hardware) -> Iterator[Chan
     for name in engines:
         if asks[name].memory is not None:
             yield Change(name, "memory", None)
+        elif hardware.gpu:
+            # What is asked for may be more than what is given away unasked.
+            yield from _other_memory(name, engines, hardware)
 
 
 def _shorter(name: str, context: int, engines: Mapping[str, Wanted], hardware: Hardware) -> Iterator[Change]:
@@ -621,10 +633,8 @@ def _shorter(name: str, context: int, engines: Mapping[str, Wanted], hardware: H
 
 def _other_memory(name: str, engines: Mapping[str, Wanted], hardware: Hardware) -> Iterator[Change]:
     """The memory setting of ``name`` next to its own that fits: in hundredths of the card, or in whole GiB."""
-    memory = _Asks.of(engines[name].settings).memory
+    memory = _Asks.of(engines[name].settings).memory or Memory(share=_CARD)
     total = hardware.cards[0].total if hardware.gpu else hardware.memory
-    if memory is None or not total:
-        return
     shares = memory.bytes is None
     steps = range(1, 100) if shares else range(1, total // _GIB + 1)
     now = (memory.share or 0) * 100 if shares else (memory.bytes or 0) / _GIB
