@@ -59,12 +59,19 @@ class Plan:
 
 
 def prepare(
-    loaded: Loaded, hardware: Hardware, vllm: Vllm, models: Mapping[str, weights.Model], cache: weights.Cache
+    loaded: Loaded,
+    hardware: Hardware,
+    vllm: Vllm,
+    models: Mapping[str, weights.Model],
+    cache: weights.Cache,
+    *,
+    starting: bool = True,
 ) -> Plan:
     """Work out every engine's command line. Starts nothing.
 
     Args:
         models: each engine's model on disk, by the engine's name.
+        starting: whether the plan is to be carried out: then ports that are set must be free.
 
     Raises:
         SetupError: this vLLM does not fit the machine, the engines ask for more than that has, or a port that is set
@@ -87,7 +94,8 @@ def prepare(
     ports = {settings.router.port}
     for name, engine in engines.items():
         model = models[first.get(name, name)]
-        port = _port(engine.port, name, ports, asked=("engines", name, "port") in loaded.origins)
+        asked = ("engines", name, "port") in loaded.origins
+        port = _port(engine.port, name, ports, asked=asked) if starting or not engine.port else engine.port
         ports.add(port)
         served = engine.served_model_name or model.name
         specs.append(

@@ -76,8 +76,8 @@ def with_memory(embedding: str | None, generation: str | None) -> dict[str, Want
     ],
 )
 def test_the_default_models_share_a_card(size: int, shares: tuple[float, float], contexts: tuple[int, int]) -> None:
-    """Each gets what it cannot do without; of the rest one part is the embedding model's, as far as that can use it, and
-    two are the language model's.
+    """Each gets what it cannot do without; of the rest one part is the embedding model's, as far as it can use that,
+    and two are the language model's.
 
     On 16 GB, in MiB. The embedding model: weights 595,776,512 x 2 bytes = 1,136.35; activations of 2,048 tokens,
     (2 x 1,024 + 3 x 3,072) x 2 bytes x 1.25 each = 55; graphs 28 x 16 = 448; workspaces 307.2; a context of 2,048
@@ -91,8 +91,8 @@ def test_the_default_models_share_a_card(size: int, shares: tuple[float, float],
     of the other one 717 x 16.376 - 10,250.98 = 1,490.61 MiB, 10,599 tokens, 662 blocks.
 
     On 24 GB: 89 and 430 of 908 are needed, 129.67 and 259.33 of the rest are 129 and 259. On 80 GB steps are four times
-    as large (8,192 tokens, 1,024 sequences): 29 and 143 of 937; the embedding model's cache is of use up to two texts of
-    32,768 and two steps of 8,192 tokens, 8,960 MiB, so of the rest it gets 107, and the other one 657.
+    as large (8,192 tokens, 1,024 sequences): 29 and 143 of 937; the embedding model's cache is of use up to two texts
+    of 32,768 and two steps of 8,192 tokens, 8,960 MiB, so of the rest it gets 107, and the other one 657.
     """
     found = plan(pair(), cards(size))
     assert tuple(share.gpu_memory for share in found.values()) == shares
@@ -122,8 +122,8 @@ def test_where_the_memory_of_a_card_goes() -> None:
         (80, 2, 0.943, 36_208),
         # Of 136,007.4 there are 64,757.1 left: more than three times the model's own context.
         (141, 2, 0.946, 131_072),
-        # A quarter on each: 33,642.6; 2,048 tokens and 256 sequences: 185 and 125.25; 1,280; 1,024: 36,256.9 of 43,211.8
-        # leaves 6,954.9: 89,022 tokens of 80 KiB.
+        # A quarter on each: 33,642.6; 2,048 tokens and 256 sequences: 185 and 125.25; 1,280; 1,024: 36,256.9. Of
+        # 43,211.8 this leaves 6,954.9: 89,022 tokens of 80 KiB.
         (48, 4, 0.938, 89_008),
     ],
 )

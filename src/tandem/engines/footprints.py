@@ -105,10 +105,10 @@ def in_memory(seen: Seen, *, resident: int, before: Footprint | None) -> Footpri
     """What to remember of a start without a card.
 
     Args:
-        resident: bytes that the engine's processes hold once it is ready. Pages of the KV cache are not among them:
-            none has been written to.
+        resident: bytes that the engine's processes hold once it is ready; its KV cache, filled with zeros, among them.
         before: what was remembered so far. A size that differs little stays: the next plan is then the same.
     """
+    resident -= seen.cache or 0
     if before and abs(resident - before.beside) < _DRIFT * before.beside:
         resident = before.beside
     return Footprint(beside=resident, cache=seen.cache or 0, tokens=seen.tokens or 0)

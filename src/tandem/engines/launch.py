@@ -67,8 +67,8 @@ class Launch:
 
     def __str__(self) -> str:
         """The command as a shell would take it, with secrets replaced."""
-        env = [f"{name}={'***' if _SECRET.search(name) else value}" for name, value in self.env.items()]
-        return shlex.join(["env", *map(_masked, env), *without_secrets(self.argv)])
+        env = [f"{name}={hidden(name, value)}" for name, value in self.env.items()]
+        return shlex.join(["env", *env, *without_secrets(self.argv)])
 
 
 def launch(
@@ -212,6 +212,11 @@ def _cpu_environment(share: Share, vllm: Vllm) -> dict[str, str]:
     if vllm.openmp:
         environment["LD_PRELOAD"] = str(vllm.openmp)
     return environment
+
+
+def hidden(name: str, value: str) -> str:
+    """``value`` as it may be shown: not at all where ``name`` is a secret's, else without those within it."""
+    return "***" if _SECRET.search(name) else _masked(value)
 
 
 def _masked(word: str) -> str:

@@ -35,8 +35,8 @@ _WORKSPACE_PARALLEL = _GIB
 _GRAPHS_LAYER = 16 * _MIB
 # Of activations: what lives in the widest moment of a layer, and a quarter for what is freed late.
 _LIVE = 1.25
-# API server, EngineCore, worker and resource tracker, with Python, torch and vLLM in each (benchmarks/cpu_speed.py).
-_PROCESSES = 5 * _GIB // 4
+# API server, EngineCore, worker and resource tracker, with Python, torch and vLLM in each: as vLLM 0.32 was seen to.
+_PROCESSES = 3 * _GIB // 2
 # The shortest context that an engine is started with where nobody asked for one: less is of no use to anyone.
 _USEFUL = 2048
 # A model as small as this takes less time for a step than OpenMP needs to wake and join its threads.
