@@ -166,7 +166,8 @@ def _remember(key: str, share: Share, pid: int, seen: Seen) -> None:
     before = footprints.remembered().get(key)
     found: Footprint | None = before
     if share.gpu_memory is None:
-        found = footprints.in_memory(seen, resident=resident(pid), before=before)
+        planned = share.parts.cache if share.parts else 0
+        found = footprints.in_memory(seen, resident=resident(pid), planned=planned, before=before)
     elif share.parts:
         found = footprints.on_card(seen, budget=share.parts.total, token=share.token, before=before)
     if found and found != before:

@@ -115,10 +115,15 @@ def test_an_engine_that_was_told_its_size_changes_nothing() -> None:
 def test_ram_that_differs_little_counts_as_the_same() -> None:
     """Processes never hold just the same; a plan that is made of it should stay. What differs much counts."""
     told = Seen(cache=GIB, tokens=5)
-    before = in_memory(told, resident=3 * GIB, before=None)
+    before = in_memory(told, resident=3 * GIB, planned=0, before=None)
     assert before == Footprint(beside=2 * GIB, cache=GIB, tokens=5)
-    assert in_memory(told, resident=int(3.1 * GIB), before=before) == before
-    assert in_memory(told, resident=4 * GIB, before=before).beside == 3 * GIB
+    assert in_memory(told, resident=int(3.1 * GIB), planned=0, before=before) == before
+    assert in_memory(told, resident=4 * GIB, planned=0, before=before).beside == 3 * GIB
+
+
+def test_an_engine_that_says_nothing_has_what_it_was_told_to_have() -> None:
+    """As releases may whose words nobody here knows."""
+    assert in_memory(Seen(), resident=5 * GIB, planned=2 * GIB, before=None).beside == 3 * GIB
 
 
 def test_what_is_remembered_is_found_again(state: Path) -> None:

@@ -290,6 +290,11 @@ def test_engines_go_to_the_emptiest_card() -> None:
     }
 
 
+def test_an_engine_is_planned_where_its_environment_puts_it() -> None:
+    engines = {"large": wanted("Qwen3-8B-FP8", env={"CUDA_VISIBLE_DEVICES": "1"}), "other": wanted("Qwen3-8B-FP8")}
+    assert [share.cards for share in plan(engines, cards(24, 2)).values()] == [(1,), (0,)]
+
+
 def test_a_busy_card_is_not_the_emptiest() -> None:
     machine = cards(24, 2)
     busy = replace(machine.cards[0], free=12_000 * MIB)
@@ -399,6 +404,22 @@ def test_what_was_measured_decides_whether_a_context_fits() -> None:
         plan({"generation": replace(fits["generation"], footprint=Footprint(beside=12_000 * MIB))}, cards(16))
 
 
+def test_ram_is_divided_as_before_once_it_was_measured() -> None:
+    """As on a card, the division goes by estimates as long as what was measured fits into it."""
+    engines = {
+        "embedding": wanted("Qwen3-Embedding-0.6B", "embedding"),
+        "generation": wanted("Qwen3-0.6B"),
+    }
+    first = plan(engines, cpu(4, 14, 13))
+    for beside in (2 * GIB, 14 * GIB // 5):
+        seen = {name: replace(engine, footprint=Footprint(beside=beside)) for name, engine in engines.items()}
+        again = plan(seen, cpu(4, 14, 13))
+        assert [share.kv_cache for share in again.values()] == [share.kv_cache for share in first.values()]
+    # Too much for that division, so there is another one: 12.72 GiB less 9 leaves one GiB for each, and one more.
+    seen = {name: replace(engine, footprint=Footprint(beside=9 * GIB // 2)) for name, engine in engines.items()}
+    assert sum(share.kv_cache or 0 for share in plan(seen, cpu(4, 14, 13)).values()) == 3 * GIB
+
+
 @pytest.mark.parametrize(
     ("cores", "kinds", "threads"),
     [
@@ -445,6 +466,16 @@ def test_ram_is_shared_in_whole_gibibytes(memory: int, asked: dict[str, Any], ca
         "generation": wanted("Qwen3-0.6B", **asked),
     }
     assert [share.kv_cache for share in plan(engines, cpu(4, memory)).values()] == [n * GIB for n in caches]
+
+
+def test_a_small_model_is_not_given_more_than_it_can_use() -> None:
+    """8 sequences of 2,048 tokens of 112 KiB: 1.75 GiB, in whole ones 2; on a card 1,792 MiB of cache and no more."""
+    facts = replace(recorded("Qwen3-0.6B"), context=2048)
+    engines = {"g": Wanted(EngineSettings(kind="generation", model="m", max_num_seqs=8), facts)}
+    assert plan(engines, cpu(4, 64))["g"].kv_cache == 2 * GIB
+    parts = plan(engines, cards(80))["g"].parts
+    assert parts is not None
+    assert 1792 * MIB <= parts.cache + 82 * MIB <= 1792 * MIB + 82 * MIB * 2
 
 
 def test_little_ram_is_shared_by_kind() -> None:

@@ -101,17 +101,19 @@ def on_card(seen: Seen, *, budget: int, token: int, before: Footprint | None) ->
     )
 
 
-def in_memory(seen: Seen, *, resident: int, before: Footprint | None) -> Footprint:
+def in_memory(seen: Seen, *, resident: int, planned: int, before: Footprint | None) -> Footprint:
     """What to remember of a start without a card.
 
     Args:
         resident: bytes that the engine's processes hold once it is ready; its KV cache, filled with zeros, among them.
+        planned: bytes of KV cache that it was told to have; what it says itself counts more.
         before: what was remembered so far. A size that differs little stays: the next plan is then the same.
     """
-    resident -= seen.cache or 0
+    cache = planned if seen.cache is None else seen.cache
+    resident -= cache
     if before and abs(resident - before.beside) < _DRIFT * before.beside:
         resident = before.beside
-    return Footprint(beside=resident, cache=seen.cache or 0, tokens=seen.tokens or 0)
+    return Footprint(beside=resident, cache=cache, tokens=seen.tokens or 0)
 
 
 def key(model: str, revision: str, *, vllm: str, place: str, dtype: str, settings: EngineSettings) -> str:

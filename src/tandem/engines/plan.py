@@ -162,11 +162,6 @@ def plan(engines: Mapping[str, Wanted], hardware: Hardware) -> dict[str, Share]:
         raise DoesNotFit(str(lacking), mend, changes) from lacking
 
 
-def tensor_parallel(settings: EngineSettings) -> int:
-    """Cards that an engine asks for, in its settings or its args."""
-    return _Asks.of(settings).cards
-
-
 class _Lacking(Exception):
     """Some engine lacks memory: says which, and the numbers."""
 
@@ -184,16 +179,16 @@ class _Asks:
     eager: bool
     quantized: bool  # while it is loaded: how far is not known
     cache: int | None  # the KV cache's size itself
+    pinned: frozenset[int]  # the cards it is to have, where its environment says so
 
     @classmethod
     def of(cls, settings: EngineSettings) -> "_Asks":
         flags = _flags(settings.args)
-        memory = settings.memory
-        if share := flags.get("--gpu-memory-utilization"):
-            memory = Memory.parse(share)
+        share = re.fullmatch(r"0?\.\d+|1(\.0*)?", flags.get("--gpu-memory-utilization", ""))
         cache = flags.get("--kv-cache-memory-bytes")
+        visible = settings.env.get("CUDA_VISIBLE_DEVICES", "")
         return cls(
-            memory=memory,
+            memory=Memory.parse(share[0].rstrip(".")) if share else settings.memory,
             context=_count(flags.get("--max-model-len")) or settings.max_model_len,
             sequences=_count(flags.get("--max-num-seqs")) or settings.max_num_seqs,
             batch=_count(flags.get("--max-num-batched-tokens")) or settings.max_num_batched_tokens,
@@ -202,6 +197,9 @@ class _Asks:
             eager="--enforce-eager" in flags,
             quantized="--quantization" in flags or "-q" in flags,
             cache=_count(cache),
+            pinned=frozenset(int(each) for each in re.findall(r"\d+", visible))
+            if re.fullmatch(r"[\d, ]+", visible)
+            else frozenset(),
         )
 
 
@@ -213,10 +211,10 @@ class _Need:
         parts: without a KV cache.
         least: bytes of KV cache for the context that it must have.
         most: bytes of KV cache that it can make use of.
-        asked: bytes that it is to have in all, where its settings say so.
-        share: the same as a share of the card.
         weight: its part of what is left.
+        batch: tokens of its largest step.
         unknown: why its sizes are not known; empty where they are.
+        measured: whether its parts are what it really used.
     """
 
     name: str
@@ -315,7 +313,7 @@ def _need(name: str, wanted: Wanted, hardware: Hardware) -> _Need:
     if wanted.settings.kind == "embedding":
         # A text is done with after its step: two full steps, and two texts that are longer than one.
         return replace(need, least=least, most=max(least, 2 * (need.sequence(context) + need.sequence(batch))))
-    return replace(need, least=least)
+    return replace(need, least=least, most=max(least, sequences * need.sequence(context)))
 
 
 def _measured(need: _Need) -> _Need:
@@ -396,7 +394,7 @@ def _share(need: _Need, cache: int, *, gpu_memory: float | None, cards: tuple[in
         cards=cards,
         gpu_memory=gpu_memory,
         kv_cache=cache if told else None,
-        parts=replace(need.parts, cache=cache) if need.parts.weights else None,
+        parts=replace(need.parts, cache=cache) if need.parts.weights or need.measured else None,
         token=need.token,
         context=context,
         measured=need.measured,
@@ -409,12 +407,11 @@ def _place(needs: Sequence[_Need], hardware: Hardware) -> dict[str, tuple[Card, 
     left = {card: _room(card, 0) for card in hardware.cards}
     placed: dict[str, tuple[Card, ...]] = {}
     for need in sorted(needs, key=lambda need: (need.cards, _claim(need, hardware.cards[0])), reverse=True):
-        if need.cards > len(hardware.cards):
-            raise _Lacking(
-                f"{need.name} asks for {need.cards} cards (tensor_parallel_size), and there "
-                f"{'is one' if len(hardware.cards) == 1 else f'are {len(hardware.cards)}'}"
-            )
-        emptiest = sorted(left, key=lambda card: (-left[card], card.index))[: need.cards]
+        allowed = [card for card in left if card.index in need.asks.pinned] or list(left)
+        if need.cards > len(allowed):
+            there = "is one" if len(allowed) == 1 else f"are {len(allowed)}"
+            raise _Lacking(f"{need.name} asks for {need.cards} cards (tensor_parallel_size), and there {there}")
+        emptiest = sorted(allowed, key=lambda card: (-left[card], card.index))[: need.cards]
         for card in emptiest:
             left[card] -= _claim(need, card) + _CONTEXT
         placed[need.name] = tuple(sorted(emptiest, key=lambda card: card.index))
@@ -516,19 +513,19 @@ def _unseen(engines: Mapping[str, Wanted]) -> dict[str, Share]:
 def _in_memory(needs: Sequence[_Need], judged: Sequence[_Need], hardware: Hardware) -> dict[str, Share]:
     """Divide RAM: whole GiB of KV cache for each engine, as asked, else as much as it can use."""
     total = int(hardware.free - _SPARE * hardware.memory)
-    claims = [_claim_of_memory(need, hardware) for need in judged]
-    least = sum(need.parts.beside + low for need, (low, _) in zip(judged, claims, strict=True))
-    if least > total:
-        lines = "; ".join(_words(replace(need, least=low)) for need, (low, _) in zip(judged, claims, strict=True))
-        raise _Lacking(f"{lines}: more than the {_gib(total)} of RAM to be had of {_gib(hardware.memory)}")
+    claims = [_claim_of_memory(need, hardware) for need in needs]
+    least = sum(need.parts.beside + low for need, (low, _) in zip(needs, claims, strict=True))
     extra = _fill(
         (total - least) / _CPU_BLOCK,
-        [((high - low) / _CPU_BLOCK, need.weight) for need, (low, high) in zip(judged, claims, strict=True)],
+        [((high - low) / _CPU_BLOCK, need.weight) for need, (low, high) in zip(needs, claims, strict=True)],
     )
+    caches = [low + more * _CPU_BLOCK for (low, _), more in zip(claims, _whole(extra), strict=True)]
+    if least > total or sum(need.parts.beside for need in judged) + sum(caches) > total:
+        lines = "; ".join(_words(replace(need, least=low)) for need, (low, _) in zip(judged, claims, strict=True))
+        raise _Lacking(f"{lines}: more than the {_gib(total)} of RAM to be had of {_gib(hardware.memory)}")
     threads = _threads(needs, hardware.cores)
     result = {}
-    for need, (low, _), more in zip(judged, claims, _whole(extra), strict=True):
-        cache = low + more * _CPU_BLOCK
+    for need, cache in zip(judged, caches, strict=True):
         share = _share(need, cache, gpu_memory=None, cards=(), told=True)
         # An encoder keeps nothing, and vLLM still wants to hear a size: without one it claims nearly all RAM.
         size = max(_CPU_BLOCK, cache)
@@ -549,7 +546,7 @@ def _claim_of_memory(need: _Need, hardware: Hardware) -> tuple[int, int]:
                 f"{need.asks.context or _USEFUL:,} tokens; its memory setting of {need.asks.memory} gives {_gib(given)}"
             )
         return given, given
-    most = min(_CPU_CACHE, hardware.memory // 4)
+    most = int(min(_CPU_CACHE, hardware.memory // 4, need.most))
     if need.wanted.settings.kind == "embedding":
         # As much as one text of the longest kind needs: texts are computed one step after the other.
         context = need.asks.context or need.wanted.facts.context
