@@ -469,13 +469,14 @@ def test_ram_is_shared_in_whole_gibibytes(memory: int, asked: dict[str, Any], ca
 
 
 def test_a_small_model_is_not_given_more_than_it_can_use() -> None:
-    """8 sequences of 2,048 tokens of 112 KiB: 1.75 GiB, in whole ones 2; on a card 1,792 MiB of cache and no more."""
+    """8 sequences of 2,048 tokens of 112 KiB: 1.75 GiB, in whole ones 2; on a card 1,792 MiB of cache, give or take the
+    thousandth of a card (82 MiB) to which shares are rounded."""
     facts = replace(recorded("Qwen3-0.6B"), context=2048)
     engines = {"g": Wanted(EngineSettings(kind="generation", model="m", max_num_seqs=8), facts)}
     assert plan(engines, cpu(4, 64))["g"].kv_cache == 2 * GIB
     parts = plan(engines, cards(80))["g"].parts
     assert parts is not None
-    assert 1792 * MIB <= parts.cache + 82 * MIB <= 1792 * MIB + 82 * MIB * 2
+    assert abs(parts.cache - 1792 * MIB) <= 82 * MIB
 
 
 def test_little_ram_is_shared_by_kind() -> None:
