@@ -63,11 +63,11 @@ def by_hand(vllm: install.Vllm) -> float:
     try:
         for flags in models:
             port = free_port()
-            running.append(_start([*command, *flags, "--host", "127.0.0.1", "--port", str(port)], environment))
-            _until_healthy(f"http://127.0.0.1:{port}/health", running[-1])
+            running.append(start([*command, *flags, "--host", "127.0.0.1", "--port", str(port)], environment))
+            until_healthy(f"http://127.0.0.1:{port}/health", running[-1])
         return time.monotonic() - began
     finally:
-        _end(running)
+        end(running)
 
 
 def with_tandem(away: list[float]) -> float:
@@ -75,16 +75,16 @@ def with_tandem(away: list[float]) -> float:
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="tandem-") as folder:
         began = time.monotonic()
-        running = _start([str(TANDEM), "up", "--demo", "--port", str(port), "--run-dir", folder], dict(os.environ))
+        running = start([str(TANDEM), "up", "--demo", "--port", str(port), "--run-dir", folder], dict(os.environ))
         try:
-            _until_healthy(f"http://127.0.0.1:{port}/health", running)
+            until_healthy(f"http://127.0.0.1:{port}/health", running)
             taken = time.monotonic() - began
             for _ in range(KILLS):
                 time.sleep(PAUSE)
                 away.append(_without_router(f"http://127.0.0.1:{port}/livez", running))
             return taken
         finally:
-            _end([running])
+            end([running])
 
 
 def _without_router(url: str, service: subprocess.Popen[bytes]) -> float:
@@ -93,17 +93,19 @@ def _without_router(url: str, service: subprocess.Popen[bytes]) -> float:
     serving = min(routers, key=lambda pid: Path(f"/proc/{pid}").stat().st_mtime)
     os.kill(serving, signal.SIGKILL)
     killed = time.monotonic()
-    _until_healthy(url, service)
+    until_healthy(url, service)
     return time.monotonic() - killed
 
 
-def _start(command: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+def start(command: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """``command`` in a session of its own, silent."""
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
 
 
-def _until_healthy(url: str, process: subprocess.Popen[bytes]) -> None:
+def until_healthy(url: str, process: subprocess.Popen[bytes]) -> None:
+    """Wait until ``url`` answers 200; ends the run if ``process`` has ended, or after ten minutes."""
     deadline = time.monotonic() + PATIENCE
     while True:
         with (
@@ -117,7 +119,8 @@ def _until_healthy(url: str, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.1)
 
 
-def _end(running: Sequence[subprocess.Popen[bytes]]) -> None:
+def end(running: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Interrupt all of ``running`` and wait; kill what does not end."""
     for process in running:
         process.send_signal(signal.SIGINT)
     for process in running:

@@ -14,12 +14,17 @@ import pytest
 
 from tandem import control, service
 from tandem.engines import engine as engine_module
+from tandem.engines.engine import Spec
+from tandem.engines.footprints import Seen
+from tandem.engines.hardware import Card, Hardware
+from tandem.engines.install import Vllm
 from tandem.engines.keeper import descendants
+from tandem.engines.weights import Cache, Model
 from tandem.errors import EngineError, SettingsError, SetupError
 from tandem.fleet import Fleet, State
 from tandem.rundir import RunDir
 from tandem.service import Plan
-from tandem.settings import ApiSettings, RouterSettings
+from tandem.settings import ApiSettings, RouterSettings, load
 
 from .engines.fakes import fake_spec, gone
 
@@ -194,11 +199,6 @@ async def test_a_killed_router_is_replaced_by_one_that_was_loaded_before(
 
 async def test_what_does_not_fit_the_machine_is_said_first(tmp_path: Path) -> None:
     """The CUDA build without a card."""
-    from tandem.engines.hardware import Hardware
-    from tandem.engines.install import Vllm
-    from tandem.engines.weights import Cache
-    from tandem.settings import load
-
     loaded = load(gpu=False, environ={}, folder=tmp_path)
     machine = Hardware((), 2, 2**34, frozenset())
     with pytest.raises(SetupError, match="needs an NVIDIA GPU, and none is to be seen"):
@@ -207,11 +207,6 @@ async def test_what_does_not_fit_the_machine_is_said_first(tmp_path: Path) -> No
 
 def prepared(tmp_path: Path, toml: str) -> Plan:
     """What would be started for ``toml`` and one small model, on a machine without a card."""
-    from tandem.engines.hardware import Hardware
-    from tandem.engines.install import Vllm
-    from tandem.engines.weights import Cache, Model
-    from tandem.settings import load
-
     config = {"model_type": "bert", "architectures": ["BertModel"], "max_position_embeddings": 512}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "tandem.toml").write_text(toml)
@@ -250,3 +245,73 @@ def test_an_address_that_others_reach_is_refused_without_keys(tmp_path: Path) ->
     assert plan.address == "http://127.0.0.1:8200"
     assert "'k'" not in repr(plan)
     assert prepared(tmp_path, ENGINE + "[router]\nhost = '0.0.0.0'\ninsecure = true\n").router.insecure
+
+
+def test_what_an_engine_used_is_in_the_next_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is handed on when it is ready is remembered under what it was, and found again."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(service, "resident", lambda _: 3 * 2**30)
+    (spec,) = prepared(tmp_path, ENGINE).specs
+    assert spec.sized
+    assert spec.remember is not None
+    spec.remember(1, Seen())
+    share = prepared(tmp_path, ENGINE).shares["embedding"]
+    assert share.parts is not None
+    assert (share.measured, share.parts.beside) == (True, 3 * 2**30)
+    other = prepared(tmp_path, ENGINE + "max_num_batched_tokens = 4096\n").shares["embedding"]
+    assert not other.measured
+
+
+def test_a_state_folder_that_cannot_be_written_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next plan has estimates then."""
+    (tmp_path / "state").write_text("in the way")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (spec,) = prepared(tmp_path, ENGINE).specs
+    assert spec.remember is not None
+    spec.remember(os.getpid(), Seen())
+    assert not prepared(tmp_path, ENGINE).shares["embedding"].measured
+
+
+def test_five_starts_on_a_card_are_told_what_the_first_one_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first measures by itself; its log says how much, and from then on the command line does, five times alike."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    config = {
+        "model_type": "qwen3",
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "max_position_embeddings": 40960,
+        "vocab_size": 151936,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "pytorch_model.bin").write_bytes(bytes(2**20))
+    (tmp_path / "tandem.toml").write_text("[engines.generation]\nmodel = 'org/m'\nmemory = 0.5\n")
+    models = {"generation": Model(tmp_path, "org/m", config)}
+
+    def planned(free: int) -> Spec:
+        card = Card(0, "NVIDIA L4", 24564 * 2**20, free * 2**20, "580")
+        loaded = load(gpu=True, environ={}, folder=tmp_path)
+        machine = Hardware((card,), 4, 2**35, frozenset())
+        vllm = Vllm(Path("/p"), (0, 32), "cuda")
+        (spec,) = service.prepare(loaded, machine, vllm, models, Cache.find(tmp_path, {})).specs
+        return spec
+
+    first = planned(24_000)
+    assert "--kv-cache-memory-bytes" not in first.launch.argv
+    assert not first.sized
+    assert first.remember is not None
+    # 5,000 blocks of 16 tokens of 112 KiB are 8.54 GiB.
+    first.remember(1, Seen(weights=2**30, cache=round(8.54 * 2**30), tokens=80_000))
+    told = []
+    for free in (24_000, 23_900, 24_300, 24_100, 22_000):
+        spec = planned(free)
+        assert spec.sized
+        told.append(spec.launch.argv[spec.launch.argv.index("--kv-cache-memory-bytes") + 1])
+        assert spec.remember is not None
+        spec.remember(1, Seen(weights=2**30, cache=round(8.54 * 2**30), tokens=80_000, told=True))
+    assert set(told) == {str(80_000 * 28 * 2 * 8 * 128 * 2)}

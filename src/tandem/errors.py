@@ -5,6 +5,7 @@
     TandemError
     ├── SetupError            the service cannot start or go on: says what, and what to do; carries the exit code
     │   ├── SettingsError     a setting is wrong: names its source and path
+    │   ├── DoesNotFit        the engines need more than the machine has: names settings with which they would fit
     │   └── EngineError       an engine ended or refused to start
     ├── ApiError              a request is refused or failed: an HTTP status and OpenAI's error object
     │   └── EngineFault       … and the engine is at fault, not the caller
@@ -21,7 +22,7 @@
         └── ClientClosedError       the client was closed before
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 
 class TandemError(Exception):
@@ -52,6 +53,18 @@ class SettingsError(SetupError):
 
     def __init__(self, cause: str, mend: str = "") -> None:
         super().__init__(cause, mend, exit_code=2)
+
+
+class DoesNotFit(SetupError):
+    """The engines need more memory than the machine has. Exit code 2: settings would mend it.
+
+    Args:
+        changes: settings, each of which would make them fit; empty where none does.
+    """
+
+    def __init__(self, cause: str, mend: str, changes: Sequence[object] = ()) -> None:
+        super().__init__(cause, mend, exit_code=2)
+        self.changes = tuple(changes)
 
 
 class EngineError(SetupError):

@@ -7,20 +7,23 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
 
 from tandem import control
-from tandem.engines import weights
+from tandem.engines import footprints, weights
 from tandem.engines.engine import Spec
-from tandem.engines.hardware import Hardware
+from tandem.engines.footprints import Footprint, Seen
+from tandem.engines.hardware import Hardware, resident
 from tandem.engines.install import Vllm, remove_replaced
-from tandem.engines.launch import launch
-from tandem.engines.plan import plan
+from tandem.engines.launch import dtype, launch
+from tandem.engines.model import read as model_facts
+from tandem.engines.plan import Share, Wanted, plan
 from tandem.engines.process import free_port
 from tandem.engines.supervisor import Supervisor
 from tandem.errors import SettingsError, SetupError
@@ -48,6 +51,7 @@ class Plan:
     log_level: str
     log_format: str
     engine_python: Path
+    shares: Mapping[str, Share] = field(default_factory=dict)
 
     @property
     def address(self) -> str:
@@ -56,12 +60,19 @@ class Plan:
 
 
 def prepare(
-    loaded: Loaded, hardware: Hardware, vllm: Vllm, models: Mapping[str, weights.Model], cache: weights.Cache
+    loaded: Loaded,
+    hardware: Hardware,
+    vllm: Vllm,
+    models: Mapping[str, weights.Model],
+    cache: weights.Cache,
+    *,
+    starting: bool = True,
 ) -> Plan:
     """Work out every engine's command line. Starts nothing.
 
     Args:
         models: each engine's model on disk, by the engine's name.
+        starting: whether the plan is to be carried out: then ports that are set must be free.
 
     Raises:
         SetupError: this vLLM does not fit the machine, the engines ask for more than that has, or a port that is set
@@ -78,12 +89,14 @@ def prepare(
     run_dir = RunDir(settings.run_dir.absolute()) if settings.run_dir else for_port(settings.router.port)
     exposure.check(settings.router)
     engines, first = _replicas(settings.engines)
-    shares = plan(engines, hardware)
+    wanted, keys = _wanted(engines, {name: models[first.get(name, name)] for name in engines}, vllm, hardware)
+    shares = plan(wanted, hardware)
     specs = []
     ports = {settings.router.port}
     for name, engine in engines.items():
         model = models[first.get(name, name)]
-        port = _port(engine.port, name, ports, asked=("engines", name, "port") in loaded.origins)
+        asked = ("engines", name, "port") in loaded.origins
+        port = _port(engine.port, name, ports, asked=asked) if starting or not engine.port else engine.port
         ports.add(port)
         served = engine.served_model_name or model.name
         specs.append(
@@ -115,11 +128,52 @@ def prepare(
                 log=run_dir.log(name),
                 tmp=run_dir.tmp(name),
                 drain_timeout=settings.router.drain_timeout,
+                cards=shares[name].cards,
+                sized=shares[name].kv_cache is not None,
+                remember=partial(_remember, keys[name], shares[name]),
             )
         )
     return Plan(
-        tuple(specs), settings.router, settings.api, run_dir, settings.log_level, settings.log_format, vllm.python
+        tuple(specs),
+        settings.router,
+        settings.api,
+        run_dir,
+        settings.log_level,
+        settings.log_format,
+        vllm.python,
+        shares,
     )
+
+
+def _wanted(
+    engines: Mapping[str, EngineSettings], models: Mapping[str, weights.Model], vllm: Vllm, hardware: Hardware
+) -> tuple[dict[str, Wanted], dict[str, str]]:
+    """What the planner must know of each engine, and what its footprint is remembered by."""
+    known = footprints.remembered()
+    wanted, keys = {}, {}
+    for name, settings in engines.items():
+        facts = model_facts(models[name], settings.kind)
+        kept = dtype(settings, models[name], vllm, hardware)
+        place = f"{hardware.cards[0].name}, {hardware.cards[0].total}" if hardware.gpu else "RAM"
+        keys[name] = footprints.key(
+            facts.name, facts.revision, vllm=str(vllm), place=place, dtype=kept, settings=settings
+        )
+        wanted[name] = Wanted(settings, facts, 4 if kept == "float32" else 2, known.get(keys[name]))
+    return wanted, keys
+
+
+def _remember(key: str, share: Share, pid: int, seen: Seen) -> None:
+    """Keep what an engine that is ready really uses, for the next plan."""
+    before = footprints.remembered().get(key)
+    found: Footprint | None = before
+    if share.gpu_memory is None:
+        planned = share.parts.cache if share.parts else 0
+        found = footprints.in_memory(seen, resident=resident(pid), planned=planned, before=before)
+    elif share.parts:
+        found = footprints.on_card(seen, budget=share.parts.total, token=share.token, before=before)
+    if found and found != before:
+        with suppress(OSError):  # a service that runs well does not end over this
+            footprints.remember(key, found)
 
 
 def _replicas(engines: Mapping[str, EngineSettings]) -> tuple[dict[str, EngineSettings], dict[str, str]]:

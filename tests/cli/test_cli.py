@@ -44,11 +44,13 @@ def model(folder: Path) -> str:
 def test_help_lists_the_commands() -> None:
     code, said = run("--help")
     assert code == 0
-    assert all(f"\n  {command} " in said for command in ("install", "up", "serve", "router", "status", "stop", "bench"))
+    assert all(
+        f"\n  {command} " in said for command in ("install", "up", "serve", "router", "plan", "status", "stop", "bench")
+    )
     assert run("--version") == (0, f"{__version__}\n")
 
 
-@pytest.mark.parametrize("command", ["install", "up", "serve", "router", "status", "stop", "bench"])
+@pytest.mark.parametrize("command", ["install", "up", "serve", "router", "plan", "status", "stop", "bench"])
 def test_each_command_explains_itself(command: str) -> None:
     code, said = run(command, "--help")
     assert code == 0
@@ -135,7 +137,7 @@ def test_no_service(command: str, short_path: Path) -> None:
 def test_or_demo_says_what_it_chose_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Configured models, else the defaults where they are cached, else the demo's."""
     chosen: list[Any] = []
-    monkeypatch.setattr("tandem.service.prepare", lambda loaded, *_: chosen.append(loaded) or 1 / 0)
+    monkeypatch.setattr("tandem.service.prepare", lambda loaded, *_, **__: chosen.append(loaded) or 1 / 0)
 
     def said() -> str:
         with pytest.raises(ZeroDivisionError):

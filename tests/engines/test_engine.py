@@ -4,12 +4,14 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from tandem.engines import engine as engine_module
 from tandem.engines.engine import EngineRunner
-from tandem.engines.supervisor import Supervisor
+from tandem.engines.footprints import Seen
+from tandem.engines.supervisor import Supervisor, in_turn
 from tandem.errors import EngineError
 from tandem.fleet import Engine, Fleet, Snapshot, State
 
@@ -148,6 +150,53 @@ async def test_engines_start_one_after_the_other_and_stop_together(make_spec: Ma
     assert all(first.ready for first, second in (s.engines for s in seen[2:]) if second.state is State.STARTING)
     assert {engine.state for engine in fleet.now.engines} == {State.STOPPED}
     assert await gone(*(pid for pid in pids if pid is not None))
+
+
+@pytest.mark.parametrize(
+    ("engines", "turns"),
+    [
+        # Engine, its cards, whether it is told its size.
+        ([("a", (), False), ("b", (), False)], ["a", "b"]),
+        ([("a", (), True), ("b", (), True)], ["ab"]),
+        ([("a", (), True), ("b", (), False), ("c", (), True)], ["a", "b", "c"]),
+        ([("a", (0,), False), ("b", (1,), False)], ["ab"]),
+        ([("a", (0,), False), ("b", (1,), False), ("c", (0, 1), False), ("d", (1,), False)], ["ab", "c", "d"]),
+        ([("a", (0,), False), ("b", (0,), True), ("c", (1,), True)], ["ac", "b"]),
+    ],
+)
+def test_engines_start_together_that_do_not_disturb_each_other(
+    engines: list[tuple[str, tuple[int, ...], bool]], turns: list[str], make_spec: MakeSpec
+) -> None:
+    """One that measures its memory does so while no other on its cards starts."""
+    specs = [replace(make_spec(name), cards=cards, sized=sized) for name, cards, sized in engines]
+    assert ["".join(spec.engine.name for spec in turn) for turn in in_turn(specs)] == turns
+
+
+async def test_engines_whose_sizes_are_known_start_together(make_spec: MakeSpec) -> None:
+    """None waits; neither becomes ready before the other one starts."""
+    fleet = Fleet()
+    specs = [replace(make_spec(name, "--slow-start", "60"), sized=True) for name in ("embedding", "generation")]
+    async with Supervisor(specs, fleet) as supervisor:
+        starting = asyncio.create_task(supervisor.start())
+        async with asyncio.timeout(20):
+            async for snapshot in fleet.snapshots():
+                if all(engine.started for engine in snapshot.engines):
+                    break
+        assert not any(engine.ready for engine in fleet.now.engines)
+        starting.cancel()
+
+
+async def test_what_an_engine_said_of_its_memory_is_handed_on_once_it_is_ready(make_spec: MakeSpec) -> None:
+    """With the process that it is."""
+    told: list[tuple[int, Seen]] = []
+    fleet = Fleet()
+    spec = replace(make_spec(), remember=lambda pid, seen: told.append((pid, seen)))
+    async with Supervisor([spec], fleet) as supervisor:
+        await asyncio.wait_for(supervisor.start(), 20)
+        async with asyncio.timeout(5):
+            while not told:
+                await asyncio.sleep(0.01)
+        assert [pid for pid, _ in told] == [fleet.now.engines[0].pid]
 
 
 async def test_an_engine_that_fails_while_the_next_starts_ends_the_start(

@@ -79,6 +79,16 @@ def test_a_generation_engine_on_a_card() -> None:
     assert not {"OMP_NUM_THREADS", "LD_PRELOAD", "VLLM_CPU_KVCACHE_SPACE"} & set(found.env)
 
 
+def test_a_measured_engine_is_told_its_size_and_its_cards() -> None:
+    """The share stays, since vLLM compares that with what is free; cards are counted as the driver's tools do."""
+    share = Share(gpu_memory=0.6, kv_cache=12_345_678, cards=(1, 3))
+    found = launched(GENERATION, QWEN3, CUDA, ONE_CARD, share)
+    assert "--gpu-memory-utilization 0.6 --kv-cache-memory-bytes 12345678" in " ".join(found.argv)
+    assert (found.env["CUDA_DEVICE_ORDER"], found.env["CUDA_VISIBLE_DEVICES"]) == ("PCI_BUS_ID", "1,3")
+    alone = launched(GENERATION, QWEN3, CUDA, ONE_CARD, Share(gpu_memory=0.6))
+    assert "CUDA_VISIBLE_DEVICES" not in alone.env
+
+
 @pytest.mark.parametrize(
     ("flags", "stored", "asked", "dtype"),
     [
@@ -156,7 +166,7 @@ def test_every_release_knows_every_flag(release: str, build: Build) -> None:
     vllm = Vllm(Path("/p"), parse_version(release), build)
     for kind, model in (("embedding", MINILM), ("generation", QWEN3)):
         settings = EngineSettings(kind=kind, model="m", **everything)
-        argv = launched(settings, model, vllm, BF16, Share(gpu_memory=0.5)).argv
+        argv = launched(settings, model, vllm, BF16, Share(gpu_memory=0.5, kv_cache=2**30)).argv
         assert {word for word in argv if word.startswith("--")} <= known
 
 

@@ -46,7 +46,7 @@ def test_ctrl_c_during_the_start_ends_it(minilm: Path, short_path: Path) -> None
         while b"starting Python and vLLM" not in said:
             assert select.select([terminal], [], [], 60)[0], said
             said += os.read(terminal, 4096)
-        assert b"waiting" in said
+        assert b"waiting" not in said  # on a CPU sizes are known before
         os.write(terminal, b"\x03")
         while select.select([terminal], [], [], 60)[0]:
             try:

@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from tandem import __version__
-from tandem.cli import bench, install, router, serve, status, stop, up
+from tandem.cli import bench, install, plan, router, serve, status, stop, up
 
 
 class _Commands(TyperGroup):
@@ -65,6 +65,7 @@ app.command("install")(install.install)
 app.command("up")(up.up)
 app.command("serve")(serve.serve)
 app.command("router")(router.router)
+app.command("plan")(plan.plan)
 app.command("status")(status.status)
 app.command("stop")(stop.stop)
 app.command("bench")(bench.bench)

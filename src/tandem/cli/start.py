@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 from urllib.parse import urlsplit
@@ -73,21 +74,9 @@ def start(
     Raises:
         SetupError: anything keeps it from starting; by then nothing of it is left.
     """
-    machine = hardware.detect()
-    loaded = settings.load(flags, gpu=machine.gpu, only=only)
-    vllm = install.find(loaded.settings.engine_python)
-    if warned := launch.warning(vllm):
-        typer.secho(warned, err=True, fg=typer.colors.YELLOW)
-    cache = weights.Cache.find(loaded.settings.hf_home, os.environ)
-    if _demo(loaded, wanted, cache):
-        typer.echo(demo.ABOUT)
-        loaded = loaded.with_engines(demo.engines(loaded.settings, vllm))
-    models = {
-        name: _weights(engine.model, cache, download=download, offline=loaded.settings.offline)
-        for name, engine in loaded.settings.engines.items()
-    }
-    plan = service.prepare(loaded, machine, vllm, models, cache)
-    typer.echo(f"{vllm} on {machine}.")
+    ready = prepare(flags, wanted, only=only, download=download)
+    plan = ready.plan
+    typer.echo(f"{ready.vllm} on {ready.machine}.")
     if print_commands:
         for spec in plan.specs:
             typer.echo(str(spec.launch))
@@ -95,6 +84,58 @@ def start(
         detached.run(plan, wait=wait, announce=_announce)
     else:
         asyncio.run(_attached(plan))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A plan, and what it was made of.
+
+    Attributes:
+        demo: whether the engines are the demo's, and not those that are set.
+    """
+
+    plan: service.Plan
+    loaded: Loaded
+    machine: hardware.Hardware
+    vllm: install.Vllm
+    demo: bool
+
+
+def prepare(
+    flags: Mapping[str, Any],
+    wanted: Models,
+    *,
+    only: Collection[str] | None = None,
+    download: bool = False,
+    starting: bool = True,
+) -> Prepared:
+    """Settings, vLLM, models and machine, and the plan for them.
+
+    Args:
+        starting: whether it is to be started: then missing weights may be fetched, and ports that are set must be free.
+
+    Raises:
+        SetupError: something is missing, or does not fit.
+    """
+    machine = hardware.detect()
+    loaded = settings.load(flags, gpu=machine.gpu, only=only)
+    vllm = install.find(loaded.settings.engine_python)
+    if warned := launch.warning(vllm):
+        typer.secho(warned, err=True, fg=typer.colors.YELLOW)
+    cache = weights.Cache.find(loaded.settings.hf_home, os.environ)
+    if is_demo := _demo(loaded, wanted, cache):
+        typer.echo(demo.ABOUT, err=not starting)
+        loaded = loaded.with_engines(demo.engines(loaded.settings, vllm))
+    models = {}
+    for name, engine in loaded.settings.engines.items():
+        if starting:
+            models[name] = _weights(engine.model, cache, download=download, offline=loaded.settings.offline)
+        elif found := weights.find(engine.model, cache):
+            models[name] = found
+        else:
+            raise weights.missing(engine.model, cache)
+    plan = service.prepare(loaded, machine, vllm, models, cache, starting=starting)
+    return Prepared(plan, loaded, machine, vllm, is_demo)
 
 
 def _demo(loaded: Loaded, wanted: Models, cache: weights.Cache) -> bool:

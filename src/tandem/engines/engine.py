@@ -2,7 +2,7 @@
 
 import asyncio
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import httpx2
 import msgspec
 
 from tandem.engines.diagnosis import diagnose
+from tandem.engines.footprints import Seen, seen_after
 from tandem.engines.launch import Launch
 from tandem.engines.phases import STARTED, phase_after, remark
 from tandem.engines.process import EngineProcess, environment
@@ -39,6 +40,9 @@ class Spec:
         log: the file its output goes to.
         tmp: the folder for its sockets and temporary files, emptied when it ends.
         drain_timeout: seconds that requests in flight get when it is told to stop.
+        cards: the cards it may see, by index; empty where there is but one, or none.
+        sized: whether it is told how large its KV cache is, and does not measure.
+        remember: called once it is ready, with its process and what its log said of its memory.
     """
 
     engine: Engine
@@ -47,6 +51,9 @@ class Spec:
     log: Path
     tmp: Path
     drain_timeout: float
+    cards: tuple[int, ...] = ()
+    sized: bool = False
+    remember: Callable[[int, Seen], None] | None = None
 
 
 class _NotServing(Exception):
@@ -62,6 +69,7 @@ class EngineRunner:
         self._engine = spec.engine
         self._phase = STARTED
         self._remark = ""
+        self._seen = Seen()
         self._process: EngineProcess | None = None
         self._ready_at: float | None = None
         self._took = 0.0  # seconds of its last start; 0 before the first
@@ -70,6 +78,10 @@ class EngineRunner:
     @property
     def name(self) -> str:
         return self._spec.engine.name
+
+    @property
+    def spec(self) -> Spec:
+        return self._spec
 
     @property
     def log(self) -> Path:
@@ -108,6 +120,7 @@ class EngineRunner:
         """One life of the engine, to its end. When it became ready; None if it never did."""
         self._phase = STARTED
         self._remark = ""
+        self._seen = Seen()
         self._ready_at = None
         before = f" again; before that: {self._engine.reason}" if self._engine.restarts else ""
         self._write(State.STARTING, detail=STARTED.detail, reason=f"it is starting{before}", started=now())
@@ -156,6 +169,8 @@ class EngineRunner:
             self._ready_at = now()
             self._took = self._ready_at - self._engine.started
             self._write(State.READY, detail=self._remark, reason="", pid=process.pid, context=context, expected=0.0)
+            if self._spec.remember and process.pid is not None:
+                await asyncio.to_thread(self._spec.remember, process.pid, self._seen)
             heard = now()
             while True:
                 await asyncio.sleep(_WATCH)
@@ -203,6 +218,7 @@ class EngineRunner:
 
     def _heard(self, line: str) -> None:
         self._remark = remark(line) or self._remark
+        self._seen = seen_after(self._seen, line)
         phase = phase_after(self._phase, line)
         if phase != self._phase:
             self._phase = phase

@@ -4,13 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 
 @dataclass(frozen=True)
 class Card:
-    """One NVIDIA GPU. Memory in bytes."""
+    """One NVIDIA GPU. Memory in bytes; 0 where the driver does not tell."""
 
     index: int
     name: str
@@ -28,12 +28,19 @@ class Hardware:
         cores: CPU cores that this process may use, whole ones.
         memory: bytes of RAM that this process may use.
         cpu_flags: instruction sets, as ``/proc/cpuinfo`` names them.
+        unused: of ``memory``, bytes that nobody uses now; None counts as all of it.
     """
 
     cards: tuple[Card, ...]
     cores: int
     memory: int
     cpu_flags: frozenset[str]
+    unused: int | None = None
+
+    @property
+    def free(self) -> int:
+        """Bytes of RAM that engines can have."""
+        return self.memory if self.unused is None else min(self.unused, self.memory)
 
     @property
     def gpu(self) -> bool:
@@ -57,7 +64,14 @@ class Hardware:
 
 def detect() -> Hardware:
     """Look at this machine; asks ``nvidia-smi`` where there is one."""
-    return Hardware(cards=_cards(), cores=_cores(), memory=_memory(), cpu_flags=_cpu_flags())
+    memory = _memory()
+    unused = _unused(memory)
+    cards = tuple(
+        # Its memory is the processor's: what is to be had of it is what RAM there is.
+        replace(card, total=memory, free=unused) if card.total == 0 and not _in_parts() else card
+        for card in _cards()
+    )
+    return Hardware(cards=cards, cores=_cores(), memory=memory, cpu_flags=_cpu_flags(), unused=unused)
 
 
 def supported_platform() -> bool:
@@ -67,15 +81,16 @@ def supported_platform() -> bool:
 
 def parse_cards(listing: str, visible: str | None) -> tuple[Card, ...]:
     """Cards from ``nvidia-smi``'s table; ``visible`` is ``CUDA_VISIBLE_DEVICES``, None where it is not set."""
-    if visible is not None and "MIG-" in visible:
-        visible = None  # a part of a card: which one, only the driver knows
+    part = visible is not None and "MIG-" in visible
+    if part:
+        visible = None  # a part of a card: which one, and how large, only the driver knows
     cards = []
     for line in listing.strip().splitlines():
         index, name, total, free, driver, uuid = (cell.strip() for cell in line.split(","))
         if visible is not None and not any(v and (v == index or uuid.startswith(v)) for v in visible.split(",")):
             continue
         # A card whose memory is shared with the processor's says "[N/A]": vLLM asks CUDA itself.
-        total_bytes, free_bytes = (int(size) * 2**20 if size.isdigit() else 0 for size in (total, free))
+        total_bytes, free_bytes = (int(mib) * 2**20 if mib.isdigit() and not part else 0 for mib in (total, free))
         cards.append(Card(int(index), name, total_bytes, free_bytes, driver))
     return tuple(cards)
 
@@ -109,6 +124,38 @@ def _memory() -> int:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _read("/sys/fs/cgroup/memory.max").strip()
     return min(total, int(limit)) if limit.isdigit() else total
+
+
+def _unused(memory: int) -> int:
+    """Of ``memory``, what neither the machine nor this control group uses; files that are only cached do not count."""
+    told = {
+        key: value.split() for key, _, value in (line.partition(":") for line in _read("/proc/meminfo").splitlines())
+    }
+    unused = int(told["MemAvailable"][0]) * 2**10 if "MemAvailable" in told else memory
+    limit, used = (_read(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
+    if limit.isdigit() and used.isdigit():
+        cached = dict(line.split() for line in _read("/sys/fs/cgroup/memory.stat").splitlines()).get("inactive_file", 0)
+        unused = min(unused, int(limit) - int(used) + int(cached))
+    return max(0, min(unused, memory))
+
+
+def _in_parts() -> bool:
+    return "MIG-" in os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
+
+def resident(root: int) -> int:
+    """Bytes of RAM that the process ``root`` and all below it hold; what several share counts once in all."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (stat := _read(f"{entry}/stat")):
+            children.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(entry.name))
+    waiting, total = [root], 0
+    while waiting:
+        pid = waiting.pop()
+        waiting += children.get(pid, [])
+        held = (line.split() for line in _read(f"/proc/{pid}/smaps_rollup").splitlines() if line.startswith("Pss:"))
+        total += sum(int(words[1]) * 2**10 for words in held)
+    return total
 
 
 def _cpu_flags() -> frozenset[str]:

@@ -6,7 +6,7 @@ used here are the same in all of them. A newer release gets the newest known fla
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,9 +67,8 @@ class Launch:
 
     def __str__(self) -> str:
         """The command as a shell would take it, with secrets replaced."""
-        env = [f"{name}={'***' if _SECRET.search(name) else value}" for name, value in self.env.items()]
-        shown = [_IN_URL.sub("***", _IN_JSON.sub(r'\1"***"', word)) for word in (*env, *_without_secrets(self.argv))]
-        return shlex.join(["env", *shown])
+        env = [f"{name}={hidden(name, value)}" for name, value in self.env.items()]
+        return shlex.join(["env", *env, *without_secrets(self.argv)])
 
 
 def launch(
@@ -107,8 +106,8 @@ def launch(
         *("--served-model-name", served_name),
         *("--host", "127.0.0.1", "--port", str(port)),
         *(("--runner", "pooling", "--convert", "embed") if settings.kind == "embedding" else ("--runner", "generate")),
-        *("--dtype", _dtype(settings, model, vllm, hardware)),
-        *_sizes(settings, share),
+        *("--dtype", dtype(settings, model, vllm, hardware)),
+        *_sizes(settings, share, vllm),
         *(_parsers(settings, model) if settings.kind == "generation" else ()),
         # On a CPU, compiling costs a third of the start.
         *(("--enforce-eager",) if vllm.build == "cpu" else ()),
@@ -117,7 +116,8 @@ def launch(
         "--disable-uvicorn-access-log",
         *settings.args,
     ]
-    return Launch(tuple(argv), {**_environment(tmp), **cache, **_cpu_environment(share, vllm), **settings.env})
+    machine = _cpu_environment(share, vllm) if vllm.build == "cpu" else _card_environment(share)
+    return Launch(tuple(argv), {**_environment(tmp), **cache, **machine, **settings.env})
 
 
 def warning(vllm: Vllm) -> str | None:
@@ -136,7 +136,7 @@ def _server(vllm: Vllm, model: Path) -> tuple[str, ...]:
     return (str(vllm.python), "-m", "vllm.entrypoints.cli.main", "serve", str(model))
 
 
-def _dtype(settings: EngineSettings, model: Model, vllm: Vllm, hardware: Hardware) -> str:
+def dtype(settings: EngineSettings, model: Model, vllm: Vllm, hardware: Hardware) -> str:
     """The dtype that is set, else what the processor is fast in; a GPU's own choice is good.
 
     On a CPU `auto` makes a pooling model float16, which most processors emulate: a tenth of the speed.
@@ -149,14 +149,16 @@ def _dtype(settings: EngineSettings, model: Model, vllm: Vllm, hardware: Hardwar
     return "float32" if fast == "float16" and stored != "float16" else fast
 
 
-def _sizes(settings: EngineSettings, share: Share) -> list[str]:
+def _sizes(settings: EngineSettings, share: Share, vllm: Vllm) -> list[str]:
     sizes = {
         # vLLM's own `auto` is the model's context or, where that does not fit the cache, the longest that does.
         "--max-model-len": settings.max_model_len or "auto",
         "--max-num-seqs": settings.max_num_seqs,
         "--max-num-batched-tokens": settings.max_num_batched_tokens,
         "--tensor-parallel-size": settings.tensor_parallel_size if settings.tensor_parallel_size > 1 else None,
+        # Checked against what is free even where the next one says how large the cache is.
         "--gpu-memory-utilization": share.gpu_memory,
+        "--kv-cache-memory-bytes": share.kv_cache if vllm.build == "cuda" else None,
     }
     return [word for flag, value in sizes.items() if value is not None for word in (flag, str(value))]
 
@@ -194,9 +196,14 @@ def _environment(tmp: Path) -> dict[str, str]:
     }
 
 
-def _cpu_environment(share: Share, vllm: Vllm) -> dict[str, str]:
-    if vllm.build != "cpu":
+def _card_environment(share: Share) -> dict[str, str]:
+    if not share.cards:
         return {}
+    # CUDA numbers cards by speed unless it is told to do as the driver's tools do.
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, share.cards))}
+
+
+def _cpu_environment(share: Share, vllm: Vllm) -> dict[str, str]:
     environment = {
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # keep OMP_NUM_THREADS
         "OMP_NUM_THREADS": str(max(1, share.threads)),
@@ -207,7 +214,17 @@ def _cpu_environment(share: Share, vllm: Vllm) -> dict[str, str]:
     return environment
 
 
-def _without_secrets(argv: tuple[str, ...]) -> list[str]:
+def hidden(name: str, value: str) -> str:
+    """``value`` as it may be shown: not at all where ``name`` is a secret's, else without those within it."""
+    return "***" if _SECRET.search(name) else _masked(value)
+
+
+def _masked(word: str) -> str:
+    return _IN_URL.sub("***", _IN_JSON.sub(r'\1"***"', word))
+
+
+def without_secrets(argv: Sequence[str]) -> list[str]:
+    """``argv`` with keys, tokens and passwords replaced: after flags of such names, in JSON, and in addresses."""
     words = []
     hide = False  # until the next flag: some take several values
     for word in argv:
@@ -218,4 +235,4 @@ def _without_secrets(argv: tuple[str, ...]) -> list[str]:
             words.append(f"{flag}=***" if secret and equals else word)
         else:
             words.append("***" if hide else word)
-    return words
+    return list(map(_masked, words))

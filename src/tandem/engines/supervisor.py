@@ -12,6 +12,30 @@ from tandem.errors import EngineError
 from tandem.fleet import Fleet, State
 
 
+def in_turn(specs: Sequence[Spec]) -> list[list[Spec]]:
+    """Which engines start together, and which after those: each as early as it may, in the order they are given.
+
+    Two may start together if they share no card, or if both are told how large their KV cache is.
+    """
+    turns: list[list[Spec]] = []
+    for spec in specs:
+        before = [
+            number
+            for number, turn in enumerate(turns)
+            if any(_touches(spec, other) and not (spec.sized and other.sized) for other in turn)
+        ]
+        first = max(before, default=-1) + 1
+        if first == len(turns):
+            turns.append([])
+        turns[first].append(spec)
+    return turns
+
+
+def _touches(spec: Spec, other: Spec) -> bool:
+    """Whether two engines use the same memory; no cards are named where there is but one, or none."""
+    return not (spec.cards and other.cards) or bool(set(spec.cards) & set(other.cards))
+
+
 class Supervisor:
     """Runs the engines of ``specs``. Leaving its context stops them all, and waits until nothing is left."""
 
@@ -23,23 +47,26 @@ class Supervisor:
             fleet.put(spec.engine)
 
     async def start(self) -> None:
-        """Start the engines one after the other; returns when all are ready.
+        """Start the engines, those together that can be; returns when all are ready.
 
-        One at a time, because engines that size their memory together charge each other's to themselves
-        (vllm#55827, #56830).
+        One after the other where one of them is yet to measure what it needs: engines that size their memory together
+        charge each other's to themselves (vllm#55827, #56830).
 
         Raises:
             EngineError: one ended or refused before it was ready.
         """
-        for engine in self._fleet.now.engines[1:]:
-            self._fleet.put(
-                msgspec.structs.replace(engine, state=State.WAITING, reason="it waits for the engine before it")
-            )
-        for runner in self._runners:
-            task = asyncio.create_task(runner.run(), name=runner.name)
-            self._tasks.append(task)
-            await self._until(runner.name)
-        await self._until(*(runner.name for runner in self._runners))  # one may have gone down while the next started
+        turns = in_turn([runner.spec for runner in self._runners])
+        for engine in self._fleet.now.engines:
+            if not any(engine.name == spec.engine.name for spec in turns[0]):
+                self._fleet.put(
+                    msgspec.structs.replace(engine, state=State.WAITING, reason="it waits for the engine before it")
+                )
+        runners = {runner.name: runner for runner in self._runners}
+        for turn in turns:
+            names = [spec.engine.name for spec in turn]
+            self._tasks += [asyncio.create_task(runners[name].run(), name=name) for name in names]
+            await self._until(*names)
+        await self._until(*runners)  # one may have gone down while the next started
 
     async def broken(self) -> None:
         """Returns never; raises what went wrong in the running of an engine itself, which is a bug."""
