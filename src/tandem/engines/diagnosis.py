@@ -307,7 +307,7 @@ def _root_exception(lines: Sequence[str]) -> str | None:
 
 def _message(lines: Sequence[str], start: int) -> tuple[list[str], Sequence[str]]:
     """The lines of an exception's message after its first, and the few that come after it."""
-    message = []
+    message: list[str] = []
     for index in range(start, len(lines)):
         line = lines[index]
         if _AFTER.match(line.strip()) or _EXCEPTION.match(line) or line.startswith(_CHAINED):
