@@ -354,6 +354,12 @@ def load(
         raise _complaint(exc, origins) from exc
 
 
+def defaults(*, gpu: bool) -> Loaded:
+    """The settings of someone who has set nothing."""
+    engines = _with_defaults({}, Source("tandem.toml", {}, {}), gpu=gpu)
+    return Loaded(Settings.model_validate({"engines": engines}), {})
+
+
 def engine_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """``environ`` without what only Tandem and its client read: of ``VLLM_*``, just those names go."""
     ours = {v.legacy for v in VARIABLES} | set(CLIENT_VARIABLES)
