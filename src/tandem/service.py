@@ -8,7 +8,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -25,6 +25,7 @@ from tandem.engines.process import free_port
 from tandem.engines.supervisor import Supervisor
 from tandem.errors import SettingsError, SetupError
 from tandem.fleet import Engine, Fleet
+from tandem.logfile import LogPipe, Rotation
 from tandem.router import exposure
 from tandem.router.listener import listen
 from tandem.rundir import RunDir, for_port
@@ -47,6 +48,7 @@ class Plan:
     log_level: str
     log_format: str
     engine_python: Path
+    rotation: Rotation = field(default_factory=Rotation)
 
     @property
     def address(self) -> str:
@@ -114,10 +116,18 @@ def prepare(
                 log=run_dir.log(name),
                 tmp=run_dir.tmp(name),
                 drain_timeout=settings.router.drain_timeout,
+                rotation=Rotation(settings.log_size, settings.log_files),
             )
         )
     return Plan(
-        tuple(specs), settings.router, settings.api, run_dir, settings.log_level, settings.log_format, vllm.python
+        tuple(specs),
+        settings.router,
+        settings.api,
+        run_dir,
+        settings.log_level,
+        settings.log_format,
+        vllm.python,
+        rotation=Rotation(settings.log_size, settings.log_files),
     )
 
 
@@ -256,16 +266,17 @@ def _signals(first: Callable[[], None], second: Callable[[], None]) -> Iterator[
 async def _router(plan: Plan, listener: socket.socket) -> AsyncIterator[asyncio.Task[None]]:
     """Keep a router process on ``listener`` until the block ends; the task that is yielded ends if it cannot."""
     stopping = asyncio.Event()
-    keeping = asyncio.create_task(_keep_router(plan, listener, stopping))
-    try:
-        yield keeping
-    finally:
-        listener.close()  # callers are refused from here on, and do not wait in a queue that nobody reads
-        stopping.set()
-        await asyncio.wait({keeping})
+    with LogPipe(plan.run_dir.log("router"), plan.rotation) as output:
+        keeping = asyncio.create_task(_keep_router(plan, listener, stopping, output))
+        try:
+            yield keeping
+        finally:
+            listener.close()  # callers are refused from here on, and do not wait in a queue that nobody reads
+            stopping.set()
+            await asyncio.wait({keeping})
 
 
-async def _keep_router(plan: Plan, listener: socket.socket, stopping: asyncio.Event) -> None:
+async def _keep_router(plan: Plan, listener: socket.socket, stopping: asyncio.Event, output: LogPipe) -> None:
     log = plan.run_dir.log("router")
     clock = asyncio.get_running_loop().time
     deaths = 0
@@ -273,15 +284,14 @@ async def _keep_router(plan: Plan, listener: socket.socket, stopping: asyncio.Ev
         if stopping.is_set():
             return
         started = clock()
-        with log.open("ab") as output:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", *_ROUTER, str(plan.run_dir.path), str(listener.fileno())),
-                pass_fds=[listener.fileno()],
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", *_ROUTER, str(plan.run_dir.path), str(listener.fileno())),
+            pass_fds=[listener.fileno()],
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output.fd,
+            stderr=output.fd,
+            start_new_session=True,
+        )
         ended = asyncio.create_task(process.wait())
         told = asyncio.create_task(stopping.wait())
         await asyncio.wait({ended, told}, return_when=asyncio.FIRST_COMPLETED)
@@ -298,6 +308,7 @@ async def _keep_router(plan: Plan, listener: socket.socket, stopping: asyncio.Ev
         deaths = deaths + 1 if clock() - started < _ROUTER_LIFE else 1
         if deaths > 1:
             await asyncio.sleep(0.1)
+    output.carry()
     raise SetupError(
         f"the router ended {_ROUTER_DEATHS} times in a row; its last words: {_last_line(log)}",
         f"Its log is {log}",

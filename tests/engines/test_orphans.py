@@ -48,7 +48,11 @@ async def test_what_a_killed_keeper_leaves_is_found(short_path: Path) -> None:
     heard = asyncio.Event()
     env = environment(spec.inherited, {**spec.launch.env, "VLLM_RPC_BASE_PATH": str(spec.tmp)})
     engine = await EngineProcess.start(
-        spec.launch.argv, env, log=spec.log, on_line=lambda line: heard.set() if "listening" in line else None
+        spec.launch.argv,
+        env,
+        log=spec.log,
+        rotation=spec.rotation,
+        on_line=lambda line: heard.set() if "listening" in line else None,
     )
     await asyncio.wait_for(heard.wait(), 10)
     pids = [int(pid) for pid in next(line for line in engine.lines if line.startswith("pids")).split()[1:]]

@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from tandem import __version__
-from tandem.cli import bench, doctor, install, router, serve, status, stop, up
+from tandem.cli import bench, doctor, install, logs, router, serve, status, stop, up
 
 
 class _Commands(TyperGroup):
@@ -66,6 +66,7 @@ app.command("up")(up.up)
 app.command("serve")(serve.serve)
 app.command("router")(router.router)
 app.command("status")(status.status)
+app.command("logs")(logs.logs)
 app.command("stop")(stop.stop)
 app.command("doctor")(doctor.doctor)
 app.command("bench")(bench.bench)

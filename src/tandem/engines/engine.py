@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2
@@ -14,6 +14,7 @@ from tandem.engines.launch import Launch
 from tandem.engines.phases import STARTED, phase_after, remark
 from tandem.engines.process import EngineProcess, environment
 from tandem.fleet import Engine, Fleet, State, now
+from tandem.logfile import Rotation
 
 _POLL = 0.25  # seconds between two questions whether a starting engine listens yet
 _WATCH = 2.0  # seconds between two looks at a ready engine
@@ -39,6 +40,7 @@ class Spec:
         log: the file its output goes to.
         tmp: the folder for its sockets and temporary files, emptied when it ends.
         drain_timeout: seconds that requests in flight get when it is told to stop.
+        rotation: of its log.
     """
 
     engine: Engine
@@ -47,6 +49,7 @@ class Spec:
     log: Path
     tmp: Path
     drain_timeout: float
+    rotation: Rotation = field(default_factory=Rotation)
 
 
 class _NotServing(Exception):
@@ -115,6 +118,7 @@ class EngineRunner:
             self._spec.launch.argv,
             environment(self._spec.inherited, self._spec.launch.env),
             log=self._spec.log,
+            rotation=self._spec.rotation,
             on_line=self._heard,
         )
         exited = asyncio.create_task(process.wait())
