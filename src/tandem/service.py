@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from tandem import control
+from tandem import control, notify
 from tandem.engines import weights
 from tandem.engines.engine import Spec
 from tandem.engines.hardware import Hardware
@@ -26,6 +26,7 @@ from tandem.engines.supervisor import Supervisor
 from tandem.errors import SettingsError, SetupError
 from tandem.fleet import Engine, Fleet
 from tandem.logfile import LogPipe, Rotation
+from tandem.notify import Notifier
 from tandem.router import exposure
 from tandem.router.listener import listen
 from tandem.rundir import RunDir, for_port
@@ -171,6 +172,7 @@ async def run(plan: Plan, fleet: Fleet, on_ready: Callable[[], Awaitable[None]])
         )
         with _signals(stop.set, supervisor.kill), _reserved(plan.specs):
             async with (
+                notify.telling(Notifier.find(os.environ), fleet),
                 control.serve(plan.run_dir, fleet, hello, stop.set),
                 supervisor,
                 _router(plan, listener) as router_ended,

@@ -294,6 +294,9 @@ CLIENT_VARIABLES = (
     "VLLM_EMBED_DIM",
 )
 
+# What systemd gives to the process that it starts, and to no other (sd_notify(3)).
+SYSTEMD_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+
 
 @dataclass(frozen=True)
 class Source:
@@ -376,14 +379,23 @@ def defaults(*, gpu: bool) -> Loaded:
     return Loaded(Settings.model_validate({"engines": engines}), {})
 
 
+def config_file(environ: Mapping[str, str] | None = None, folder: Path | None = None) -> Path | None:
+    """The tandem.toml that :func:`load` reads; None where there is none."""
+    named = (os.environ if environ is None else environ).get(CONFIG_VARIABLE)
+    path = (Path.cwd() if folder is None else folder) / (named or "tandem.toml")
+    return path.absolute() if path.is_file() else None
+
+
 def engine_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """``environ`` without what only Tandem and its client read: of ``VLLM_*``, just those names go."""
-    ours = {v.legacy for v in VARIABLES} | set(CLIENT_VARIABLES)
-    return {
-        name: value
-        for name, value in environ.items()
-        if not name.startswith("TANDEM_") and not (name.startswith("VLLM_") and name in ours)
+    """``environ`` without what only Tandem and its client read, or is between systemd and Tandem.
+
+    Of ``VLLM_*``, just those names go.
+    """
+    ours = {v.legacy for v in VARIABLES if (v.legacy or "").startswith("VLLM_")} | {
+        *CLIENT_VARIABLES,
+        *SYSTEMD_VARIABLES,
     }
+    return {name: value for name, value in environ.items() if not name.startswith("TANDEM_") and name not in ours}
 
 
 def _with_defaults(engines: Mapping[str, Any], toml: Source, *, gpu: bool) -> dict[str, Any]:

@@ -46,12 +46,14 @@ def test_help_lists_the_commands() -> None:
     assert code == 0
     assert all(
         f"\n  {command} " in said
-        for command in ("install", "up", "serve", "router", "status", "logs", "stop", "doctor", "bench")
+        for command in ("install", "up", "serve", "router", "status", "logs", "stop", "doctor", "systemd", "bench")
     )
     assert run("--version") == (0, f"{__version__}\n")
 
 
-@pytest.mark.parametrize("command", ["install", "up", "serve", "router", "status", "logs", "stop", "doctor", "bench"])
+@pytest.mark.parametrize(
+    "command", ["install", "up", "serve", "router", "status", "logs", "stop", "doctor", "systemd", "bench"]
+)
 def test_each_command_explains_itself(command: str) -> None:
     code, said = run(command, "--help")
     assert code == 0
