@@ -46,13 +46,25 @@ def test_help_lists_the_commands() -> None:
     assert code == 0
     assert all(
         f"\n  {command} " in said
-        for command in ("install", "up", "serve", "router", "status", "logs", "stop", "doctor", "systemd", "bench")
+        for command in (
+            "install",
+            "up",
+            "serve",
+            "router",
+            "status",
+            "logs",
+            "stop",
+            "doctor",
+            "systemd",
+            "compose",
+            "bench",
+        )
     )
     assert run("--version") == (0, f"{__version__}\n")
 
 
 @pytest.mark.parametrize(
-    "command", ["install", "up", "serve", "router", "status", "logs", "stop", "doctor", "systemd", "bench"]
+    "command", ["install", "up", "serve", "router", "status", "logs", "stop", "doctor", "systemd", "compose", "bench"]
 )
 def test_each_command_explains_itself(command: str) -> None:
     code, said = run(command, "--help")

@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from tandem import __version__
-from tandem.cli import bench, doctor, install, logs, router, serve, status, stop, systemd, up
+from tandem.cli import bench, compose, doctor, install, logs, router, serve, status, stop, systemd, up
 
 
 class _Commands(TyperGroup):
@@ -70,6 +70,7 @@ app.command("logs")(logs.logs)
 app.command("stop")(stop.stop)
 app.command("doctor")(doctor.doctor)
 app.command("systemd")(systemd.systemd)
+app.command("compose")(compose.compose)
 app.command("bench")(bench.bench)
 
 
