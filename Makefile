@@ -10,15 +10,18 @@ ifneq ($(PIP_INDEX),)
 export UV_DEFAULT_INDEX ?= $(PIP_INDEX)
 endif
 
-.PHONY: up test check bench demo-model pins dist clean
+.PHONY: up test tools check bench demo-model pins dist clean
 
 up: .venv/.server ## install what is missing, start both models, serve until Ctrl-C
 	$(BIN)/tandem install
 	$(BIN)/tandem up --or-demo $(ARGS)
 
-test: .venv/.dev check ## every check and every test, with real engines on the CPU
+test: .venv/.dev tools check ## every check and every test, with real engines on the CPU
 	$(BIN)/tandem install
 	$(BIN)/pytest $(ARGS)
+
+tools: ## what tests need of the system; installed where that is possible
+	@command -v systemd-analyze >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq --no-install-recommends systemd >/dev/null; } || { echo "The tests of the systemd unit need systemd-analyze: install systemd."; exit 1; }
 
 check: .venv/.dev ## lint, format, imports, types
 	$(BIN)/ruff check

@@ -1,7 +1,8 @@
-"""A Qwen3 that costs next to nothing, so that what is around a model is measured: random weights, any number of dimensions.
+"""A Qwen3 that costs next to nothing, so that what is around a model is measured.
 
-Two layers with two heads; its tokenizer is a byte-level BPE, trained on this repository's documents. Run by the
-interpreter that has vLLM, which brings transformers: ``python benchmarks/tiny_qwen3.py FOLDER DIMENSIONS``.
+Random weights, any number of dimensions, two layers with two heads; its tokenizer is a byte-level BPE, trained on this
+repository's documents. Run by the interpreter that has vLLM, which brings transformers:
+``python benchmarks/tiny_qwen3.py FOLDER DIMENSIONS``.
 """
 
 import sys
@@ -17,13 +18,14 @@ def main(folder: Path, dimensions: int) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+    end = "<|end|>"
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=_VOCABULARY, special_tokens=["<|end|>"], initial_alphabet=alphabet)
+    trainer = trainers.BpeTrainer(vocab_size=_VOCABULARY, special_tokens=[end], initial_alphabet=alphabet)
     tokenizer.train([str(path) for path in Path(__file__).parents[1].glob("**/*.md")], trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, pad_token=end)
     fast.save_pretrained(folder)
     torch.manual_seed(0)
     config = Qwen3Config(

@@ -48,6 +48,18 @@ def test_a_path_too_long_for_sockets_is_refused(tmp_path: Path) -> None:
         pass
 
 
+def test_the_system_s_folder_is_its_group_s_too(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is in the group may use the socket; and it is found without being named."""
+    monkeypatch.setattr(rundir, "SYSTEM", short_path / "tandem")
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(short_path / "tandem"))
+    run_dir = rundir.for_port(8200)
+    with run_dir.claim():
+        assert run_dir.path.stat().st_mode & 0o777 == 0o750
+        assert run_dir.socket_mode == 0o660
+        assert [found.path for found in rundir.running()] == [run_dir.path]
+    assert RunDir(short_path).socket_mode == 0o600
+
+
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SetupError, match="cannot be used"), RunDir(tmp_path / "file").claim():

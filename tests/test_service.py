@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import httpx2
@@ -99,6 +99,27 @@ async def test_it_serves_until_it_is_told_to_stop(folder: Path, free_port: int) 
     assert await gone(pid)
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", free_port)) != 0
+
+
+async def test_systemd_hears_of_it(folder: Path, free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That it lives, is ready, and stops, in this order."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(folder.parent / "notify"))
+        manager.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(folder.parent / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "100000")
+        fleet = Fleet()
+        wanted = plan(folder, free_port)
+        async with running(wanted, fleet) as serving, control.ask(wanted.run_dir, "stop") as conversation:
+            async for _ in conversation.snapshots():
+                pass
+            await asyncio.wait_for(serving, 20)
+        heard = []
+        with suppress(BlockingIOError):
+            while True:
+                heard.append(manager.recv(4096).decode().split("\n")[0])
+    said = [message for message in dict.fromkeys(heard) if not message.startswith("STATUS")]
+    assert said == ["WATCHDOG=1", "READY=1", "STOPPING=1"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -134,3 +134,13 @@ def test_the_example_files_are_valid_and_complete(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text(uncommented)
     loaded = load(gpu=True, environ={}, folder=tmp_path)
     assert {origin.removesuffix(" in .env") for origin in loaded.origins.values()} == {v.name for v in VARIABLES}
+
+
+def test_the_size_of_logs_is_an_amount(tmp_path: Path) -> None:
+    """With a unit or in bytes; not a share, and not next to nothing."""
+    for written, size in (("5MiB", 5 * 2**20), ("100000", 100_000)):
+        environ = {"TANDEM_LOG_SIZE": written}
+        assert load(gpu=False, environ=environ, folder=tmp_path).settings.log_size == size
+    for written in ("0.5", "much", "1"):
+        with pytest.raises(SettingsError, match="TANDEM_LOG_SIZE"):
+            load(gpu=False, environ={"TANDEM_LOG_SIZE": written}, folder=tmp_path)

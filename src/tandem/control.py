@@ -1,4 +1,4 @@
-"""The control socket: JSON lines over a Unix socket in the run folder, mode 0600. Both ends of it.
+"""The control socket: JSON lines over a Unix socket in the run folder, mode 0600 (0660 under systemd). Both ends of it.
 
 A caller sends one line, ``{"verb": …}``. ``status`` gets one snapshot back, ``watch`` gets the current snapshot and
 then each newer one, ``stop`` does the same until the service has ended. The end of the stream is the end of the
@@ -85,7 +85,7 @@ async def serve(run_dir: RunDir, fleet: Fleet, hello: Hello, stop: Callable[[], 
 
     run_dir.socket.unlink(missing_ok=True)  # left by a service that was killed: the folder's lock says it is gone
     server = await asyncio.start_unix_server(answer, run_dir.socket)
-    run_dir.socket.chmod(0o600)
+    run_dir.socket.chmod(run_dir.socket_mode)
     try:
         yield
     finally:

@@ -16,6 +16,10 @@ from tandem.errors import SetupError
 _LONGEST_TMP = 108 - 1 - 37
 
 
+# Where systemd makes the folder of the system's service (deploy/systemd.py); its group may use it, too.
+SYSTEM = Path("/run/tandem")
+
+
 class RunDir:
     """Paths in one service's run folder. Making one touches nothing; :meth:`claim` does."""
 
@@ -25,6 +29,7 @@ class RunDir:
         self.pid_file = path / "tandem.pid"
         self.logs = path / "logs"
         self.service_log = self.logs / "tandem.log"
+        self._shared = path == SYSTEM
 
     def log(self, name: str) -> Path:
         """The log file of one engine, or of the router."""
@@ -34,15 +39,20 @@ class RunDir:
         """Where one engine's sockets and temporary files go; emptied whenever it stops."""
         return self.path / "tmp" / name
 
+    @property
+    def socket_mode(self) -> int:
+        """Who may reach the control socket: this user, and of the system's service the group, too."""
+        return 0o660 if self._shared else 0o600
+
     def make(self) -> None:
-        """Make the folder, for this user alone.
+        """Make the folder, for this user alone; that of the system's service for the group, too.
 
         Raises:
             SetupError: it cannot be made, or belongs to another user.
         """
         try:
             self.logs.mkdir(parents=True, exist_ok=True)
-            self.path.chmod(0o700)
+            self.path.chmod(0o750 if self._shared else 0o700)
         except OSError as exc:
             raise SetupError(
                 f"the run folder {self.path} cannot be used: {exc.strerror}", "Choose another with --run-dir"
@@ -92,7 +102,7 @@ class RunDir:
     def alive(self) -> bool:
         """Whether a service holds the folder now."""
         try:
-            with self.pid_file.open("r+") as lock:
+            with self.pid_file.open() as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
@@ -109,13 +119,15 @@ def for_port(port: int) -> RunDir:
 
 
 def running() -> list[RunDir]:
-    """Run folders of this user's services that are alive, wherever :func:`for_port` would have put them."""
+    """Run folders of live services: this user's, wherever :func:`for_port` would have put them, and the system's."""
     named = re.compile(re.escape(_prefix()) + r"\d+")
     try:
         folders = sorted(p for p in _parent().iterdir() if named.fullmatch(p.name))
     except OSError:
-        return []
-    return [run_dir for run_dir in map(RunDir, folders) if run_dir.alive()]
+        folders = []
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        folders.append(Path(runtime) / SYSTEM.name)
+    return [run_dir for run_dir in map(RunDir, [*folders, SYSTEM]) if run_dir.alive()]
 
 
 def _parent() -> Path:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from tandem import control
+from tandem import control, notify
 from tandem.engines import footprints, weights
 from tandem.engines.engine import Spec
 from tandem.engines.footprints import Footprint, Seen
@@ -28,6 +28,8 @@ from tandem.engines.process import free_port
 from tandem.engines.supervisor import Supervisor
 from tandem.errors import SettingsError, SetupError
 from tandem.fleet import Engine, Fleet
+from tandem.logfile import LogPipe, Rotation
+from tandem.notify import Notifier
 from tandem.router import exposure
 from tandem.router.listener import listen
 from tandem.rundir import RunDir, for_port
@@ -52,6 +54,7 @@ class Plan:
     log_format: str
     engine_python: Path
     shares: Mapping[str, Share] = field(default_factory=dict)
+    rotation: Rotation = field(default_factory=Rotation)
 
     @property
     def address(self) -> str:
@@ -131,6 +134,7 @@ def prepare(
                 cards=shares[name].cards,
                 sized=shares[name].kv_cache is not None,
                 remember=partial(_remember, keys[name], shares[name]),
+                rotation=Rotation(settings.log_size, settings.log_files),
             )
         )
     return Plan(
@@ -141,7 +145,8 @@ def prepare(
         settings.log_level,
         settings.log_format,
         vllm.python,
-        shares,
+        shares=shares,
+        rotation=Rotation(settings.log_size, settings.log_files),
     )
 
 
@@ -216,6 +221,7 @@ async def run(plan: Plan, fleet: Fleet, on_ready: Callable[[], Awaitable[None]])
         )
         with _signals(stop.set, supervisor.kill), _reserved(plan.specs):
             async with (
+                notify.telling(Notifier.find(os.environ), fleet),
                 control.serve(plan.run_dir, fleet, hello, stop.set),
                 supervisor,
                 _router(plan, listener) as router_ended,
@@ -311,16 +317,17 @@ def _signals(first: Callable[[], None], second: Callable[[], None]) -> Iterator[
 async def _router(plan: Plan, listener: socket.socket) -> AsyncIterator[asyncio.Task[None]]:
     """Keep a router process on ``listener`` until the block ends; the task that is yielded ends if it cannot."""
     stopping = asyncio.Event()
-    keeping = asyncio.create_task(_keep_router(plan, listener, stopping))
-    try:
-        yield keeping
-    finally:
-        listener.close()  # callers are refused from here on, and do not wait in a queue that nobody reads
-        stopping.set()
-        await asyncio.wait({keeping})
+    with LogPipe(plan.run_dir.log("router"), plan.rotation) as output:
+        keeping = asyncio.create_task(_keep_router(plan, listener, stopping, output))
+        try:
+            yield keeping
+        finally:
+            listener.close()  # callers are refused from here on, and do not wait in a queue that nobody reads
+            stopping.set()
+            await asyncio.wait({keeping})
 
 
-async def _keep_router(plan: Plan, listener: socket.socket, stopping: asyncio.Event) -> None:
+async def _keep_router(plan: Plan, listener: socket.socket, stopping: asyncio.Event, output: LogPipe) -> None:
     log = plan.run_dir.log("router")
     clock = asyncio.get_running_loop().time
     told = asyncio.create_task(stopping.wait())
@@ -328,7 +335,7 @@ async def _keep_router(plan: Plan, listener: socket.socket, stopping: asyncio.Ev
     spare: asyncio.subprocess.Process | None = None
     try:
         while deaths < _ROUTER_DEATHS:
-            process, spare = spare or await _load_router(plan, listener, log), None
+            process, spare = spare or await _load_router(plan, listener, output), None
             if told.done():
                 process.kill()
                 await process.wait()
@@ -338,7 +345,7 @@ async def _keep_router(plan: Plan, listener: socket.socket, stopping: asyncio.Ev
             ended = asyncio.create_task(process.wait())
             await asyncio.wait({ended, told}, timeout=_ROUTER_SETTLED, return_when=asyncio.FIRST_COMPLETED)
             if not ended.done() and not told.done():
-                spare = await _load_router(plan, listener, log)
+                spare = await _load_router(plan, listener, output)
                 await asyncio.wait({ended, told}, return_when=asyncio.FIRST_COMPLETED)
             if told.done():
                 await _end_router(process, ended, plan.router.drain_timeout)
@@ -346,6 +353,7 @@ async def _keep_router(plan: Plan, listener: socket.socket, stopping: asyncio.Ev
             deaths = deaths + 1 if clock() - started < _ROUTER_LIFE else 1
             if deaths > 1:
                 await asyncio.sleep(0.1)
+        output.carry()
         raise SetupError(
             f"the router ended {_ROUTER_DEATHS} times in a row; its last words: {_last_line(log)}",
             f"Its log is {log}",
@@ -357,17 +365,16 @@ async def _keep_router(plan: Plan, listener: socket.socket, stopping: asyncio.Ev
             await spare.wait()
 
 
-async def _load_router(plan: Plan, listener: socket.socket, log: Path) -> asyncio.subprocess.Process:
+async def _load_router(plan: Plan, listener: socket.socket, output: LogPipe) -> asyncio.subprocess.Process:
     """A router that loads all it needs and then waits to be told to serve: loading takes most of a second."""
-    with log.open("ab") as output:
-        return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", *_ROUTER, str(plan.run_dir.path), str(listener.fileno())),
-            pass_fds=[listener.fileno()],
-            stdin=asyncio.subprocess.PIPE,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", *_ROUTER, str(plan.run_dir.path), str(listener.fileno())),
+        pass_fds=[listener.fileno()],
+        stdin=asyncio.subprocess.PIPE,
+        stdout=output.fd,
+        stderr=output.fd,
+        start_new_session=True,
+    )
 
 
 def _let_serve(router: asyncio.subprocess.Process) -> None:

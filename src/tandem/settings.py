@@ -191,6 +191,16 @@ class ApiSettings(_Frozen):
     strict: bool = True
 
 
+def _bytes(value: object) -> object:
+    """``20MiB`` … as bytes; a number is one already."""
+    if not isinstance(value, str) or value.isdigit():
+        return value
+    amount = Memory.parse(value).bytes
+    if amount is None:
+        raise ValueError("must be an amount such as 20MiB")
+    return amount
+
+
 class Settings(_Frozen):
     """All settings of one service.
 
@@ -201,6 +211,8 @@ class Settings(_Frozen):
         hf_home: the root of Hugging Face's cache (its ``hub`` folder holds the models).
         offline: true: never ask a model hub for anything; false: the engines may ask it too; unset: only Tandem
             does, to fetch missing weights, and the engines find them in the cache.
+        log_size: how large a log becomes before it is rotated, such as ``20MiB``; one log for each engine and router.
+        log_files: rotated files that are kept of each.
     """
 
     engines: dict[str, EngineSettings]
@@ -212,6 +224,8 @@ class Settings(_Frozen):
     offline: bool | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
+    log_size: Annotated[int, BeforeValidator(_bytes), Field(ge=2**16)] = 20 * 2**20
+    log_files: int = Field(default=5, ge=0, le=1000)
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -265,6 +279,8 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("TANDEM_OFFLINE", ("offline",), "HF_HUB_OFFLINE"),
     Variable("TANDEM_LOG_LEVEL", ("log_level",), "LOG_LEVEL"),
     Variable("TANDEM_LOG_FORMAT", ("log_format",)),
+    Variable("TANDEM_LOG_SIZE", ("log_size",)),
+    Variable("TANDEM_LOG_FILES", ("log_files",)),
 )
 # Read outside Settings: where tandem.toml lies.
 CONFIG_VARIABLE = "TANDEM_CONFIG"
@@ -277,6 +293,9 @@ CLIENT_VARIABLES = (
     "VLLM_TIMEOUT_S",
     "VLLM_EMBED_DIM",
 )
+
+# What systemd gives to the process that it starts, and to no other (sd_notify(3)).
+SYSTEMD_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
 @dataclass(frozen=True)
@@ -354,14 +373,29 @@ def load(
         raise _complaint(exc, origins) from exc
 
 
+def defaults(*, gpu: bool) -> Loaded:
+    """The settings of someone who has set nothing."""
+    engines = _with_defaults({}, Source("tandem.toml", {}, {}), gpu=gpu)
+    return Loaded(Settings.model_validate({"engines": engines}), {})
+
+
+def config_file(environ: Mapping[str, str] | None = None, folder: Path | None = None) -> Path | None:
+    """The tandem.toml that :func:`load` reads; None where there is none."""
+    named = (os.environ if environ is None else environ).get(CONFIG_VARIABLE)
+    path = (Path.cwd() if folder is None else folder) / (named or "tandem.toml")
+    return path.absolute() if path.is_file() else None
+
+
 def engine_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """``environ`` without what only Tandem and its client read: of ``VLLM_*``, just those names go."""
-    ours = {v.legacy for v in VARIABLES} | set(CLIENT_VARIABLES)
-    return {
-        name: value
-        for name, value in environ.items()
-        if not name.startswith("TANDEM_") and not (name.startswith("VLLM_") and name in ours)
+    """``environ`` without what only Tandem and its client read, or is between systemd and Tandem.
+
+    Of ``VLLM_*``, just those names go.
+    """
+    ours = {v.legacy for v in VARIABLES if (v.legacy or "").startswith("VLLM_")} | {
+        *CLIENT_VARIABLES,
+        *SYSTEMD_VARIABLES,
     }
+    return {name: value for name, value in environ.items() if not name.startswith("TANDEM_") and name not in ours}
 
 
 def _with_defaults(engines: Mapping[str, Any], toml: Source, *, gpu: bool) -> dict[str, Any]:

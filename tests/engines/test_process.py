@@ -14,6 +14,7 @@ import pytest
 from tandem.engines import keeper
 from tandem.engines.engine import Spec
 from tandem.engines.process import EngineProcess, environment
+from tandem.logfile import Rotation
 
 from .conftest import MakeSpec
 from .fakes import alive, gone
@@ -29,6 +30,7 @@ async def started(spec: Spec, until: str = "Starting to load") -> tuple[EnginePr
         spec.launch.argv,
         environment(spec.inherited, spec.launch.env),
         log=spec.log,
+        rotation=spec.rotation,
         on_line=lambda line: seen.set() if until in line else None,
     )
     await asyncio.wait_for(seen.wait(), 10)
@@ -87,10 +89,11 @@ async def test_nothing_survives_the_supervisor(make_spec: MakeSpec) -> None:
         import asyncio, os
         from pathlib import Path
         from tandem.engines.process import EngineProcess
+        from tandem.logfile import Rotation
         async def main():
             engine = await EngineProcess.start(
                 {spec.launch.argv!r}, {{**os.environ, **{dict(spec.launch.env)!r}}},
-                log=Path({str(spec.log)!r}), on_line=lambda line: print(line, flush=True))
+                log=Path({str(spec.log)!r}), rotation=Rotation(), on_line=lambda line: print(line, flush=True))
             await engine.wait()
         asyncio.run(main())
     """
@@ -138,7 +141,7 @@ async def test_lines_are_split_at_progress_bars_too(tmp_path: Path) -> None:
     heard: list[str] = []
     code = r"import sys; sys.stdout.buffer.write(b'a\r50%\rb\n\n\xff\nlast')"
     process = await EngineProcess.start(
-        [sys.executable, "-c", code], os.environ, log=tmp_path / "log", on_line=heard.append
+        [sys.executable, "-c", code], os.environ, log=tmp_path / "log", rotation=Rotation(), on_line=heard.append
     )
     assert await process.wait() == 0
     assert heard == list(process.lines) == ["a", "50%", "b", "\ufffd", "last"]

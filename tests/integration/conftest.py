@@ -153,10 +153,10 @@ def running(*arguments: str, files: dict[str, str] | None = None) -> Iterator[Se
         shutil.rmtree(folder)
 
 
-def command(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+def command(*arguments: str, timeout: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
     """One run of the command to its end."""
     return subprocess.run(
-        [TANDEM, *arguments], capture_output=True, text=True, env=clean_environment(), timeout=timeout
+        [TANDEM, *arguments], capture_output=True, text=True, env=clean_environment() | environment, timeout=timeout
     )
 
 

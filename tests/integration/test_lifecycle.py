@@ -28,7 +28,7 @@ def test_an_engine_that_exits_during_start_ends_the_service(minilm: Path) -> Non
         assert service.process.returncode == 1
         assert service.said.splitlines()[-1] == (
             "error: embedding: this vLLM does not know the argument --no-such-flag. Mend the engine's args. "
-            f"Its log is {service.run_dir.log('embedding')}"
+            f"Its log is {service.run_dir.log('embedding')}; `tandem doctor` checks the machine"
         )
         service.check_gone()
 
@@ -126,6 +126,6 @@ def test_a_detached_start_that_fails_says_why(minilm: Path) -> None:
         assert service.process.wait(300) == 1
         assert service.said.splitlines()[-1] == (
             "error: embedding: max_model_len 100000 is more than the model's own 256. Lower or drop max_model_len. "
-            f"Its log is {service.run_dir.log('embedding')}"
+            f"Its log is {service.run_dir.log('embedding')}; `tandem doctor` checks the machine"
         )
         service.check_gone()

@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from tandem import __version__
-from tandem.cli import bench, install, plan, router, serve, status, stop, up
+from tandem.cli import bench, compose, doctor, install, logs, plan, router, serve, status, stop, systemd, up
 
 
 class _Commands(TyperGroup):
@@ -67,7 +67,11 @@ app.command("serve")(serve.serve)
 app.command("router")(router.router)
 app.command("plan")(plan.plan)
 app.command("status")(status.status)
+app.command("logs")(logs.logs)
 app.command("stop")(stop.stop)
+app.command("doctor")(doctor.doctor)
+app.command("systemd")(systemd.systemd)
+app.command("compose")(compose.compose)
 app.command("bench")(bench.bench)
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2
@@ -15,6 +15,7 @@ from tandem.engines.launch import Launch
 from tandem.engines.phases import STARTED, phase_after, remark
 from tandem.engines.process import EngineProcess, environment
 from tandem.fleet import Engine, Fleet, State, now
+from tandem.logfile import Rotation
 
 _POLL = 0.25  # seconds between two questions whether a starting engine listens yet
 _WATCH = 2.0  # seconds between two looks at a ready engine
@@ -43,6 +44,7 @@ class Spec:
         cards: the cards it may see, by index; empty where there is but one, or none.
         sized: whether it is told how large its KV cache is, and does not measure.
         remember: called once it is ready, with its process and what its log said of its memory.
+        rotation: of its log.
     """
 
     engine: Engine
@@ -54,6 +56,7 @@ class Spec:
     cards: tuple[int, ...] = ()
     sized: bool = False
     remember: Callable[[int, Seen], None] | None = None
+    rotation: Rotation = field(default_factory=Rotation)
 
 
 class _NotServing(Exception):
@@ -128,6 +131,7 @@ class EngineRunner:
             self._spec.launch.argv,
             environment(self._spec.inherited, self._spec.launch.env),
             log=self._spec.log,
+            rotation=self._spec.rotation,
             on_line=self._heard,
         )
         exited = asyncio.create_task(process.wait())

@@ -144,6 +144,14 @@ def probe(python: Path) -> Vllm:
     )
 
 
+def pinned(build: Build) -> str:
+    """The release of vLLM that Tandem is tested with, such as ``0.32.0``."""
+    name = re.escape(_DISTRIBUTIONS[build])
+    found = re.search(rf"^{name}==([\w.]+)", _requirements(build, None)[0], re.MULTILINE)
+    assert found is not None  # noqa: S101 - the file is this package's own
+    return found[1]
+
+
 def parse_version(version: str) -> tuple[int, ...]:
     """``"0.32.0+cpu"`` -> ``(0, 32, 0)``; what follows the leading numbers is dropped."""
     numbers = []

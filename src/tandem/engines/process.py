@@ -2,27 +2,25 @@
 
 import asyncio
 import os
-import re
 import signal
 import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from tandem.engines import keeper
+from tandem.logfile import Lines, RotatingLog, Rotation
 
 _KEPT_LINES = 2000
 _LOOK = 0.5  # seconds between two looks whether the keeper itself was killed
 _LAST_LINES = 5.0  # seconds for the last lines, once nothing is left that could write any
-_LINE_END = re.compile(rb"[\r\n]+")  # progress bars end their lines with a carriage return
 
 
 class EngineProcess:
     """A running engine: a keeper with vLLM's API server below it. Made by :meth:`start`."""
 
-    def __init__(self, process: asyncio.subprocess.Process, log: Path, on_line: Callable[[str], None]) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, log: RotatingLog, on_line: Callable[[str], None]) -> None:
         self._process = process
         self._on_line = on_line
         self.lines: deque[str] = deque(maxlen=_KEPT_LINES)
@@ -30,13 +28,19 @@ class EngineProcess:
 
     @classmethod
     async def start(
-        cls, argv: Sequence[str], env: Mapping[str, str], *, log: Path, on_line: Callable[[str], None]
+        cls,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        log: Path,
+        rotation: Rotation,
+        on_line: Callable[[str], None],
     ) -> "EngineProcess":
         """Start ``argv`` under a keeper, in a session of its own, so that a terminal's Ctrl-C does not reach it.
 
         Args:
             env: its whole environment.
-            log: appended to with everything it prints.
+            log: appended to with everything it prints, and rotated as ``rotation`` says.
             on_line: called with each line it prints.
         """
         process = await asyncio.create_subprocess_exec(
@@ -47,7 +51,7 @@ class EngineProcess:
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
         )
-        return cls(process, log, on_line)
+        return cls(process, RotatingLog(log, rotation), on_line)
 
     @property
     def pid(self) -> int | None:
@@ -90,23 +94,21 @@ class EngineProcess:
             self.kill()
             return await self.wait()
 
-    async def _carry(self, log: Path) -> None:
+    async def _carry(self, log: RotatingLog) -> None:
         assert self._process.stdout is not None  # noqa: S101 - it was asked for above
-        rest = b""
-        # Unbuffered, so that the file is whole whenever someone looks; a line is one write.
-        with log.open("ab", buffering=0) as file:
+        lines = Lines()
+        try:
             while chunk := await self._process.stdout.read(2**16):
-                with suppress(OSError):  # a full disk must not make the engine wait for its own output
-                    file.write(chunk)
-                *lines, rest = _LINE_END.split(rest + chunk)
-                self._keep(lines)
-        self._keep([rest])
+                log.write(chunk)
+                self._keep(lines.split(chunk))
+            self._keep(lines.last())
+        finally:
+            log.close()
 
-    def _keep(self, lines: list[bytes]) -> None:
+    def _keep(self, lines: list[str]) -> None:
         for line in lines:
-            if text := line.decode(errors="replace").rstrip():
-                self.lines.append(text)
-                self._on_line(text)
+            self.lines.append(line)
+            self._on_line(line)
 
 
 def free_port() -> int:

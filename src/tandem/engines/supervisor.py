@@ -101,7 +101,9 @@ class Supervisor:
                 for runner in self._runners:
                     engine = next(e for e in snapshot.engines if e.name == runner.name)
                     if engine.state is State.FAILED:
-                        raise EngineError(engine.name, engine.reason, f"Its log is {runner.log}")
+                        raise EngineError(
+                            engine.name, engine.reason, f"Its log is {runner.log}; `tandem doctor` checks the machine"
+                        )
                 if all(engine.ready for engine in snapshot.engines if engine.name in names):
                     return
 

@@ -14,7 +14,7 @@ def check(settings: RouterSettings) -> None:
     Raises:
         SettingsError: says which, and what to do.
     """
-    if not (settings.keys or settings.insecure or _loopback(settings.host)):
+    if not (settings.keys or settings.insecure or loopback(settings.host)):
         raise SettingsError(
             f"{settings.host} can be reached from other machines, and callers need no key",
             "Set api_keys_file (TANDEM_API_KEYS_FILE) or TANDEM_API_KEY, or say --insecure",
@@ -31,7 +31,8 @@ def check(settings: RouterSettings) -> None:
             ) from exc
 
 
-def _loopback(host: str) -> bool:
+def loopback(host: str) -> bool:
+    """Whether only this machine reaches ``host``."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

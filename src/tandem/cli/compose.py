@@ -1,0 +1,142 @@
+"""`tandem compose`: a Compose file, and the router's Dockerfile."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from tandem.deploy.compose import Container, Front
+    from tandem.engines.engine import Spec
+    from tandem.engines.hardware import Hardware
+    from tandem.engines.weights import Cache
+    from tandem.settings import Settings
+
+_IMAGE = "vllm/vllm-openai"
+_PARALLEL = "--tensor-parallel-size"
+_SECRET = re.compile(r"key|token|secret|passw|auth|credential", re.IGNORECASE)
+# What is said otherwise in a container, or is about this machine.
+_LEFT_OUT = ("TMPDIR", "VLLM_RPC_BASE_PATH", "VLLM_HOST_IP", "PYTHONSAFEPATH", "CUDA_VISIBLE_DEVICES", "LD_PRELOAD")
+
+
+def compose(
+    folder: Annotated[Path, typer.Argument(help="Where to write compose.yaml and Dockerfile.")] = Path(),
+    card_memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="What the GPU has, such as 24GiB, where this machine has none."),
+    ] = None,
+    vllm: Annotated[str | None, typer.Option(metavar="VERSION", help="Release of the vLLM image.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+) -> None:
+    """Write a Compose file with the router and a container for each engine, and a Dockerfile for the router."""
+    import os
+
+    from tandem import __version__, service, settings
+    from tandem.deploy import compose as files
+    from tandem.engines import hardware, install, weights
+    from tandem.errors import SetupError
+
+    machine = _with_card(hardware.detect(), card_memory)
+    loaded = settings.load(gpu=True)
+    found = loaded.settings
+    # Every engine has a container, and so an address, of its own.
+    engines = {name: engine.model_copy(update={"port": None}) for name, engine in found.engines.items()}
+    cache = weights.Cache.find(found.hf_home, os.environ)
+    models = {}
+    for name, engine in engines.items():
+        model = weights.find(engine.model, cache)
+        if model is None:
+            raise weights.missing(engine.model, cache)
+        models[name] = model
+    release = vllm or install.pinned("cuda")
+    build = install.Vllm(Path("python3"), install.parse_version(release), "cuda")
+    plan = service.prepare(loaded.with_engines(engines), machine, build, models, cache, starting=False)
+    text = files.compose(
+        [_container(spec, cache) for spec in plan.specs],
+        _front(found),
+        image=f"{_IMAGE}:v{release}",
+    )
+    written = {folder / "compose.yaml": text, folder / "Dockerfile": files.dockerfile(__version__)}
+    for path in written:
+        if path.exists() and not force:
+            raise SetupError(f"{path} is there already", "Name another folder, or replace it with --force")
+    for path, content in written.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+        typer.echo(f"Wrote {path}")
+    typer.echo("Start it with `docker compose up --build -d`.")
+
+
+def _with_card(machine: "Hardware", memory: str | None) -> "Hardware":
+    from dataclasses import replace
+
+    from tandem.engines.hardware import Card
+    from tandem.errors import SettingsError
+    from tandem.settings import Memory
+
+    if memory is None:
+        if not machine.gpu:
+            raise SettingsError(
+                "this machine has no NVIDIA GPU to plan for", "Say what the GPU has, such as --card-memory 24GiB"
+            )
+        return machine
+    try:
+        size = Memory.parse(memory).bytes
+    except ValueError:
+        size = None
+    if size is None:
+        raise SettingsError(f"--card-memory {memory} is no amount", "Write it as 24GiB")
+    return replace(machine, cards=(Card(0, "GPU", size, size, ""),))
+
+
+def _container(spec: "Spec", cache: "Cache") -> "Container":
+    from tandem.deploy.compose import Container
+
+    model = Path(spec.engine.tokenizer)
+    # A model in the cache is links into a folder beside it.
+    mount = model.parent.parent if cache.hub in model.parents else model
+    argv = spec.launch.argv
+    parallel = int(argv[argv.index(_PARALLEL) + 1]) if _PARALLEL in argv else 1
+    visible = spec.launch.env.get("CUDA_VISIBLE_DEVICES")
+    environment = {
+        # Whoever may read the file need not read secrets: Compose takes them from its own environment.
+        name: f"${{{name}}}" if _SECRET.search(name) else value.replace("$", "$$")
+        for name, value in spec.launch.env.items()
+        if name not in _LEFT_OUT and not name.startswith(("HF_", "HUGGINGFACE_"))
+    }
+    return Container(
+        name=spec.engine.name,
+        argv=argv,
+        model=model,
+        mount=mount,
+        environment=environment,
+        cards=visible.split(",") if visible else [str(card) for card in range(parallel)],
+        tokenizer=spec.engine.kind == "embedding" and (model / "tokenizer.json").is_file(),
+    )
+
+
+def _front(found: "Settings") -> "Front":
+    from tandem.deploy.compose import Front
+
+    router = found.router
+    values = {
+        "TANDEM_LOG_LEVEL": found.log_level,
+        "TANDEM_LOG_FORMAT": found.log_format,
+        "TANDEM_TIMEOUT": str(router.timeout),
+        "TANDEM_DRAIN_TIMEOUT": str(router.drain_timeout),
+        **({"TANDEM_API_KEY": router.api_key} if router.api_key else {}),  # its hash
+    }
+    keys = router.api_keys_file.absolute() if router.api_keys_file else None
+    # A secret keeps its owner and mode in the container.
+    owner = keys.stat() if keys else None
+    user = {"user": f"{owner.st_uid}:{owner.st_gid}"} if owner and owner.st_uid else {}
+    return Front(
+        host=router.host,
+        port=router.port,
+        keys=keys,
+        guarded=router.keys,
+        drain_timeout=router.drain_timeout,
+        environment=values,
+        **user,
+    )

@@ -1,0 +1,1 @@
+"""Files for running a service under another's care: systemd's and Compose's. Pure: settings in, text out."""
