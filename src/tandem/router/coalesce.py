@@ -1,7 +1,7 @@
 """Many callers' texts, packed into few batches, and their vectors handed back. Pure: nothing is sent from here.
 
-Natural batching: nothing waits for a timer. While as many batches are with an engine as it can use, what comes gathers,
-and leaves packed when one of them is answered. Callers take turns: a large request is cut, and small ones go between
+Natural batching: while as many batches are with an engine as it can use, what comes gathers, and leaves packed when one
+of them is answered. Callers take turns: a large request is cut, and small ones go between
 its pieces. A text that several ask for at once is asked for once.
 """
 
@@ -96,11 +96,17 @@ class _Group:
 
 
 class Queue(Generic[K]):
-    """What waits for one engine."""
+    """What waits for one engine.
+
+    Attributes:
+        tokens: how many all items that wait have together.
+    """
 
     def __init__(self) -> None:
         self._groups: dict[K, _Group] = {}
         self._turns: deque[K] = deque()  # groups that have something to send
+        self._size = 0
+        self.tokens = 0
 
     def add(self, key: K, inputs: Sequence[Input], tokens: Sequence[int]) -> Job:
         """A request; ``key`` tells with which others it may share a batch."""
@@ -116,6 +122,8 @@ class Queue(Generic[K]):
                 item = group.known[text] = Item(text, count)
                 job.items.append(item)
                 mine.append(item)
+                self._size += 1
+                self.tokens += count
             elif not item.places or item.places[-1][0] is not job:
                 job.items.append(item)
             item.places.append((job, index))
@@ -169,7 +177,13 @@ class Queue(Generic[K]):
 
     def __len__(self) -> int:
         """How many items wait."""
-        return sum(len(rest) for group in self._groups.values() for rest in group.rest.values())
+        return self._size
+
+    def _pop(self, rest: deque[Item]) -> Item:
+        item = rest.popleft()
+        self._size -= 1
+        self.tokens -= item.tokens
+        return item
 
     def _take(self, group: _Group, most: int, budget: int) -> list[Item]:
         """From each in turn one item, round and round, while there is room."""
@@ -179,13 +193,13 @@ class Queue(Generic[K]):
             job = group.turns[0]
             rest = group.rest[job]
             while rest and not rest[0].places:  # nobody wants it any more
-                item = rest.popleft()
+                item = self._pop(rest)
                 if group.known.get(item.input) is item:
                     del group.known[item.input]
             if rest:
                 if items and rest[0].tokens > left:
                     break
-                item = rest.popleft()
+                item = self._pop(rest)
                 left -= item.tokens
                 items.append(item)
             group.turns.popleft()

@@ -29,8 +29,11 @@ from tandem.settings import RouterSettings
 PATH = "/v1/embeddings"
 
 _log = logging.getLogger("tandem.router")
-_IN_FLIGHT = 4  # batches that one engine has at once: with fewer it idles between them
-_MOST = 16  # texts of a batch
+_IN_FLIGHT = 4  # batches that one engine has at once
+_FEW = 2  # of them, that need not be full: with fewer the engine idles between them
+_MOST = 32  # texts of a batch
+_QUIET = 0.002  # seconds in which nobody comes: then all have come who were answered together
+_LONGEST = 0.01  # seconds that this is waited for
 _SPAN = 0.1  # seconds of the engine's work that a batch may be: so long does a small one wait behind a large one
 _FIRST_BUDGET = 4096  # tokens of a batch, as long as nobody knows how fast the engine is
 _LEAST_BUDGET = 512  # tokens that it may be in any case: one slow answer says little
@@ -125,6 +128,8 @@ class Line:
         self._counter: Counter | None = None
         self._compared: tuple[float, str, str] | None = None  # the life of the engine that was compared with
         self._checking: asyncio.Task[None] | None = None
+        self._looking: asyncio.TimerHandle | None = None  # while those who come are gathered
+        self._first_came = self._last_came = 0.0  # of them
 
     @property
     def open(self) -> bool:
@@ -198,9 +203,24 @@ class Line:
         if not job.began and self._engine is not None:
             self._tell(job, overloaded(self._engine))
 
-    def _pump(self) -> None:
-        """Send as much as the engine can use."""
-        while self._room() and (batch := self._queue.next(_MOST, self._pace.budget)) is not None:
+    def _pump(self, *, gathered: bool = False) -> None:
+        """Send as much as the engine can use.
+
+        An idle engine is asked at once. One that is at work gets full batches, and, so that it never idles, one more
+        that is not. Those who were answered together come back within a few milliseconds of one another: such a batch
+        is sent when no more of them come, and not with the first of them alone.
+        """
+        while self._room() and len(self._queue):
+            full = len(self._queue) >= _MOST or self._queue.tokens >= self._pace.budget
+            if self._sent and not full:
+                if len(self._sent) >= _FEW * self._engines():
+                    return
+                if not gathered:
+                    self._gather()
+                    return
+            gathered = False
+            if (batch := self._queue.next(_MOST, self._pace.budget)) is None:
+                return
             self._pace.began(busy=bool(self._sent))
             for item in batch.items:
                 for job, _ in item.places:
@@ -209,9 +229,27 @@ class Line:
             self._sent[task] = batch
             task.add_done_callback(self._returned)
 
-    def _room(self) -> bool:
+    def _gather(self) -> None:
+        """Somebody has come: look again when nobody has for a moment."""
+        self._last_came = clock()
+        if self._looking is None:
+            self._first_came = self._last_came
+            self._looking = asyncio.get_running_loop().call_later(_QUIET, self._look_again)
+
+    def _look_again(self) -> None:
+        now = clock()
+        if now - self._last_came < _QUIET and now - self._first_came < _LONGEST:
+            self._looking = asyncio.get_running_loop().call_later(_QUIET, self._look_again)
+        else:
+            self._looking = None
+            self._pump(gathered=True)
+
+    def _engines(self) -> int:
         assert self._engine is not None  # noqa: S101 - somebody has asked
-        most = _IN_FLIGHT * self._dispatch.ready(self._engine)
+        return self._dispatch.ready(self._engine)
+
+    def _room(self) -> bool:
+        most = _IN_FLIGHT * self._engines()
         if len(self._sent) < most - 1 or self._queue.jobs > 1:
             return len(self._sent) < most
         # The last place is not for somebody who has all the others already.
