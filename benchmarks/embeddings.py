@@ -1,0 +1,210 @@
+"""Embeddings through the router against the same engine asked directly, by the same clients, in turn.
+
+Engines under `tandem serve`: a Qwen3 that costs next to nothing (see tiny_qwen3.py), with 128 and with 3,584
+dimensions, where vLLM's API server is the limit, as on a GPU; and the demo's MiniLM, where the model is. wrk sends one
+text a request, never the same twice, on so many connections, straight to the engine and through the router, in rounds
+that take both; everything shares the machine's cores. Then a client that sends 2,048 texts at a time, beside one that
+sends single texts. Usage: ``python benchmarks/embeddings.py [--quick]``; needs wrk (``apt install wrk``).
+"""
+
+import contextlib
+import http.client
+import itertools
+import json
+import os
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import load
+import machine
+import report
+from bring_up import TANDEM, end, start, until_healthy
+
+from tandem import __version__
+from tandem.engines import install
+from tandem.engines.process import free_port
+
+PATH = "/v1/embeddings"
+MODEL = "measured"
+MANY = 2048
+_SCRIPT = """\
+wrk.method = "POST"
+wrk.headers["Content-Type"] = "application/json"
+local words = {"the", "quick", "brown", "fox", "jumps", "over", "lazy", "dogs", "while", "engines", "serve", "texts"}
+local number = 0
+math.randomseed(%d)
+request = function()
+  number = number + 1
+  local text = {"%d", number}
+  for i = 3, %d do text[i] = words[math.random(#words)] end
+  return wrk.format("POST", nil, nil, string.format(
+    '{"model":"%s","encoding_format":"%s","input":"%%s"}', table.concat(text, " ")))
+end
+function done(summary, latency, requests)
+  local e = summary.errors
+  io.write(string.format(
+    '\\n{"requests":%%d,"duration":%%d,"p50":%%d,"p99":%%d,"connect":%%d,"read":%%d,"write":%%d,"timeout":%%d,"status":%%d}\\n',
+    summary.requests, summary.duration, latency:percentile(50), latency:percentile(95),
+    e.connect, e.read, e.write, e.timeout, e.status))
+end
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A load: so many clients, each with one text in flight."""
+
+    clients: int
+    words: int
+    encoding: str
+
+    def __str__(self) -> str:
+        who = "1 client" if self.clients == 1 else f"{self.clients} clients"
+        return f"{who}, {self.words} words, {self.encoding}"
+
+
+FEW, LONG, MANY_CLIENTS, ALONE = (
+    Case(64, 12, "float"),
+    Case(64, 100, "float"),
+    Case(256, 12, "float"),
+    Case(1, 12, "float"),
+)
+BASE64 = Case(64, 12, "base64")
+
+
+def main() -> None:
+    """Measure all and print the tables."""
+    quick = machine.arguments(str(__doc__)).quick
+    rounds, seconds = (1, 1) if quick else (7, 2)
+    vllm = install.find(None)
+    rows: list[list[str]] = []
+    with machine.neighbours() as others, machine.workspace() as folder:
+        for name, dimensions, cases in (
+            ("Qwen3, 128 dimensions", 128, (FEW, LONG, MANY_CLIENTS, ALONE)),
+            ("Qwen3, 3,584 dimensions", 3584, (FEW, BASE64)),
+            ("MiniLM, 384 dimensions", 0, (FEW, ALONE)),
+        ):
+            with _serving(vllm, folder, dimensions) as (engine, router):
+                rows += [[name, str(case), *_compared(case, engine, router, rounds, seconds, folder)] for case in cases]
+                if dimensions == 128:
+                    fairness = _fairness(router, 3.0 if quick else 20.0)
+        taken = others()
+    versions = {"vLLM": ".".join(map(str, vllm.version)), "tandem": __version__}
+    print(f"Embeddings, {'one round' if rounds == 1 else f'median of {rounds} rounds (least to most)'}.")
+    print(f"{machine.described(machine.cores(), versions)}\n")
+    print(report.table(("", "", "direct, texts/s", "through the router", "ratio", "p50, ms", "p95 to direct's"), rows))
+    print(f"\n{fairness}\n{taken}")
+
+
+@contextlib.contextmanager
+def _serving(vllm: install.Vllm, folder: Path, dimensions: int) -> Iterator[tuple[str, str]]:
+    """An engine and the router before it, by their addresses; without ``dimensions``, the demo's model."""
+    model = str(vllm.demo)
+    if dimensions:
+        model = str(folder / f"qwen3-{dimensions}")
+        script = Path(__file__).with_name("tiny_qwen3.py")
+        subprocess.run([vllm.python, script, model, str(dimensions)], check=True, capture_output=True)
+    with tempfile.TemporaryDirectory(prefix="tandem-") as run_dir:
+        port = free_port()
+        flags = ["--port", str(port), "--served-model-name", MODEL, "--run-dir", run_dir]
+        service = start([str(TANDEM), "serve", model, *flags], dict(os.environ))
+        try:
+            until_healthy(f"http://127.0.0.1:{port}/health", service)
+            said = subprocess.run(
+                [TANDEM, "status", "--json", "--run-dir", run_dir], check=True, capture_output=True, text=True
+            )
+            yield json.loads(said.stdout)["engines"][0]["url"], f"http://127.0.0.1:{port}"
+        finally:
+            end([service])
+
+
+def _compared(case: Case, engine: str, router: str, rounds: int, seconds: int, folder: Path) -> list[str]:
+    _asked(case, engine, 1, folder)
+    _asked(case, router, 1, folder)
+    direct, through = [], []
+    for _ in range(rounds):
+        direct.append(_asked(case, engine, seconds, folder))
+        through.append(_asked(case, router, seconds, folder))
+    pairs = list(zip(direct, through, strict=True))
+    return [
+        report.spread([each.rate for each in direct]),
+        report.spread([each.rate for each in through]),
+        report.spread([ours.rate / theirs.rate for theirs, ours in pairs], ".2f"),
+        f"{report.spread([each.p50 / 1000 for each in direct], ',.1f')} → "
+        f"{report.spread([each.p50 / 1000 for each in through], ',.1f')}",
+        report.spread([ours.p99 / theirs.p99 for theirs, ours in pairs], ".2f"),
+    ]
+
+
+_runs = itertools.count(int(time.time()))
+
+
+def _asked(case: Case, url: str, seconds: int, folder: Path) -> load.Measured:
+    """One round; what :class:`load.Measured` calls p99 is p95 here."""
+    run = next(_runs)
+    script = folder / "embeddings.lua"
+    script.write_text(_SCRIPT % (run, run, case.words, MODEL, case.encoding))
+    flags = ["-t1", f"-c{case.clients}", f"-d{seconds}s", "--timeout", "30s", "-s", str(script)]
+    said = subprocess.run(["wrk", *flags, url + PATH], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return load.parse(said.stdout)
+
+
+def _fairness(router: str, seconds: float) -> str:
+    """How long single texts take, alone and beside a client that sends many at a time."""
+    alone = _singles(router, seconds)
+    ended = threading.Event()
+    sent: list[float] = []
+
+    def many() -> None:
+        for run in itertools.count():
+            if ended.is_set():
+                return
+            began = time.monotonic()
+            _ask(router, [f"text {number} of {run} and a few words more" for number in range(MANY)])
+            sent.append(time.monotonic() - began)
+
+    other = threading.Thread(target=many)
+    other.start()
+    try:
+        time.sleep(1.0)
+        beside = _singles(router, seconds)
+    finally:
+        ended.set()
+        other.join()
+    p95 = [report.quantile(each, 0.95) * 1000 for each in (alone, beside)]
+    return (
+        f"Single texts, one at a time: p95 {p95[0]:.1f} ms alone ({len(alone)} of them), {p95[1]:.1f} ms "
+        f"({len(beside)}) beside a client that sends {MANY:,} at a time (median {report.quantile(sent, 0.5):.2f} s)."
+    )
+
+
+def _singles(router: str, seconds: float) -> list[float]:
+    taken = []
+    ends = time.monotonic() + seconds
+    while (began := time.monotonic()) < ends:
+        _ask(router, f"a single text {began}")
+        taken.append(time.monotonic() - began)
+    return taken
+
+
+def _ask(router: str, given: object) -> None:
+    connection = http.client.HTTPConnection(urlsplit(router).netloc, timeout=120)
+    try:
+        body = json.dumps({"model": MODEL, "input": given, "encoding_format": "base64"})
+        connection.request("POST", PATH, body, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        said = answer.read()
+        if answer.status != 200:
+            raise load.Failed(f"the router answered {answer.status}: {said[:200]!r}")
+    finally:
+        connection.close()
+
+
+if __name__ == "__main__":
+    main()
