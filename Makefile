@@ -10,7 +10,7 @@ ifneq ($(PIP_INDEX),)
 export UV_DEFAULT_INDEX ?= $(PIP_INDEX)
 endif
 
-.PHONY: up test tools check bench demo-model pins dist clean
+.PHONY: up test tools check bench bench-engines demo-model pins dist clean
 
 up: .venv/.server ## install what is missing, start both models, serve until Ctrl-C
 	$(BIN)/tandem install
@@ -29,13 +29,16 @@ check: .venv/.dev ## lint, format, imports, types
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
-bench: .venv/.server ## the router beside vLLM's and sglang's, the client beside openai's, and how long starts take; under ten minutes, needs nginx and wrk
+bench: .venv/.server ## the router beside vLLM's and sglang's, the client beside openai's; under ten minutes, needs nginx and wrk
 	$(BIN)/python benchmarks/overhead.py $(ARGS)
 	$(BIN)/python benchmarks/streams.py $(ARGS)
 	$(BIN)/python benchmarks/memory.py $(ARGS)
 	$(BIN)/python benchmarks/client.py $(ARGS)
 	$(BIN)/python benchmarks/startup.py
+
+bench-engines: .venv/.server ## what needs engines: embeddings through the router, how long starts take; under ten minutes, needs wrk
 	$(BIN)/tandem install
+	$(BIN)/python benchmarks/embeddings.py $(ARGS)
 	$(BIN)/python benchmarks/bring_up.py 1
 
 demo-model: .venv/.server ## train the demo's language model anew: about an hour on two cores; goes on where it was cut off

@@ -42,7 +42,7 @@ class Series:
 def main() -> None:
     """Measure all and print the table."""
     quick = machine.arguments(str(__doc__)).quick
-    rounds, many, alone = (1, 1, 1) if quick else (5, 2, 1)
+    rounds, many, alone = (1, 1, 1) if quick else (5, 1, 1)
     cores, versions = machine.cores(), peers.versions()
     asked = 0
     with contextlib.ExitStack() as stack:

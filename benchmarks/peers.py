@@ -8,6 +8,7 @@ and ``sglang-router``. Each is put into an environment of its own below ``$XDG_C
 - ``--policy round_robin``. Their default, ``cache_aware``, keeps a tree of all prompts seen: time and memory that a
   single worker has no use for.
 - ``--log-level warning`` (sglang: ``warn``): they then log next to nothing. Tandem keeps its default, a line a request.
+- "vllm-router, defaults" is the same program without these two: as ``pip install vllm-router`` gives it.
 - A metrics port of its own: both open 29000 by default, so two of them could not run side by side.
 - Of the worker, vllm-router asks ``/health`` alone, at start and then every 60 s. sglang-router tries HTTP/2 and then
   HTTP/1 on ``/health``, and asks ``/server_info``, ``/get_server_info``, ``/model_info`` and ``/get_model_info``; it
@@ -41,11 +42,13 @@ import tandem
 @dataclass(frozen=True)
 class Gateway:
     """Attributes:
-    name: as the tables say it; for a peer, its name on the package index.
+    name: as the tables say it.
+    package: of a peer, its name on the package index, which is its program's, too.
     command: the command line behind the program's name, for an upstream, a port, and a port for metrics.
     """
 
     name: str
+    package: str
     command: Callable[[Upstream, int, int], list[str]]
 
 
@@ -66,20 +69,28 @@ def _tandem(upstream: Upstream, port: int, _: int) -> list[str]:
 
 
 def _vllm(upstream: Upstream, port: int, metrics: int) -> list[str]:
-    return [*_rust(upstream, port, metrics), "--log-level", "warning"]
+    return [*_tuned(upstream, port, metrics), "--log-level", "warning"]
 
 
 def _sglang(upstream: Upstream, port: int, metrics: int) -> list[str]:
-    return ["launch", *_rust(upstream, port, metrics), "--log-level", "warn"]
+    return ["launch", *_tuned(upstream, port, metrics), "--log-level", "warn"]
 
 
 def _rust(upstream: Upstream, port: int, metrics: int) -> list[str]:
     listen = ["--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(metrics)]
-    return [*listen, "--worker-urls", upstream.generation, "--policy", "round_robin"]
+    return [*listen, "--worker-urls", upstream.generation]
 
 
-TANDEM = Gateway("tandem", _tandem)
-PEERS = (Gateway("vllm-router", _vllm), Gateway("sglang-router", _sglang))
+def _tuned(upstream: Upstream, port: int, metrics: int) -> list[str]:
+    return [*_rust(upstream, port, metrics), "--policy", "round_robin"]
+
+
+TANDEM = Gateway("tandem", "vllm-tandem", _tandem)
+PEERS = (
+    Gateway("vllm-router, defaults", "vllm-router", _rust),
+    Gateway("vllm-router", "vllm-router", _vllm),
+    Gateway("sglang-router", "sglang-router", _sglang),
+)
 GATEWAYS = (TANDEM, *PEERS)
 
 
@@ -93,7 +104,7 @@ def running(gateway: Gateway, upstream: Upstream, core: int, folder: Path) -> It
     """``gateway`` before ``upstream``, ready, on ``core``; its log in ``folder``, where it finds no settings."""
     port, metrics = machine.free_port(), machine.free_port()
     url = f"http://127.0.0.1:{port}"
-    log = folder / f"{gateway.name}.log"
+    log = folder / f"{gateway.name.replace(', ', '-')}.log"
     command = [str(program(gateway)), *gateway.command(upstream, port, metrics)]
     ours = ("TANDEM_", "VLLM_", "MODEL_", "ROUTER_", "OTEL_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
@@ -106,7 +117,7 @@ def program(gateway: Gateway) -> Path:
     """Its program; a peer that is not there yet is installed first."""
     if gateway is TANDEM:
         return Path(sys.executable).with_name("tandem")
-    found = _environment(gateway) / "bin" / gateway.name
+    found = _environment(gateway) / "bin" / gateway.package
     if not found.exists():
         install(gateway)
     return found
@@ -119,10 +130,10 @@ def install(gateway: Gateway) -> None:
         SystemExit: that failed.
     """
     uv, into = str(Path(sys.executable).with_name("uv")), _environment(gateway)
-    print(f"Installing {gateway.name}", file=sys.stderr)
+    print(f"Installing {gateway.package}", file=sys.stderr)
     if not (into / "bin" / "python").exists():
         _or_exit([uv, "venv", "--quiet", "--python", sys.executable, str(into)])
-    _or_exit([uv, "pip", "install", "--quiet", "--upgrade", "--python", str(into / "bin" / "python"), gateway.name])
+    _or_exit([uv, "pip", "install", "--quiet", "--upgrade", "--python", str(into / "bin" / "python"), gateway.package])
 
 
 def versions() -> dict[str, str]:
@@ -130,15 +141,15 @@ def versions() -> dict[str, str]:
     found = {TANDEM.name: tandem.__version__}
     for peer in PEERS:
         program(peer)
-        pattern = f"lib/python*/site-packages/{peer.name.replace('-', '_')}-*.dist-info"
+        pattern = f"lib/python*/site-packages/{peer.package.replace('-', '_')}-*.dist-info"
         names = [path.stem for path in _environment(peer).glob(pattern)]
-        found[peer.name] = names[0].partition("-")[2] if names else "?"
+        found[peer.package] = names[0].partition("-")[2] if names else "?"
     return found
 
 
 def _environment(gateway: Gateway) -> Path:
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "tandem-benchmarks" / gateway.name
+    return Path(cache) / "tandem-benchmarks" / gateway.package
 
 
 def _or_exit(command: list[str]) -> None:
@@ -161,6 +172,6 @@ def _until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 if __name__ == "__main__":
-    for each in PEERS:
+    for each in {peer.package: peer for peer in PEERS}.values():
         install(each)
     print(", ".join(f"{name} {version}" for name, version in versions().items()))

@@ -164,6 +164,11 @@ class Protocol(HttpToolsProtocol):
         elif self._timer is None:
             self._timer = self.loop.call_later(self._patience, self._too_slow)
 
+    def shutdown(self) -> None:
+        """The server stops: what is answered by now is on its way before the connection is closed."""
+        self._router.outbox.flush()
+        super().shutdown()
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self._watch()
