@@ -7,6 +7,7 @@ import struct
 
 import client
 import embedding_clients
+import hot_path
 import load
 import machine
 import pytest
@@ -147,3 +148,9 @@ def test_clients_are_compared_round_by_round() -> None:
     assert rows["openai"] == "7.50 (5.00 to 10.00)"
     assert rows["openai, async"] == "7.50 (5.00 to 10.00)"
     assert rows["tandem"] == "1.00 (1.00 to 1.00)"
+
+
+def test_a_profile_counts_each_function_once_a_stack() -> None:
+    """Lines of one function are put together; one that calls itself counts once."""
+    stacks = "serve (tandem/a.py:1);ask (tandem/b.py:2) 3\nserve (tandem/a.py:9);serve (tandem/a.py:1) 1\n"
+    assert hot_path.rows(stacks) == [["100.0", "25.0", "serve (tandem/a.py)"], ["75.0", "75.0", "ask (tandem/b.py)"]]
