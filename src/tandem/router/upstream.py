@@ -336,6 +336,8 @@ class _Connection(asyncio.Protocol):
         if paused is not self._paused and self._transport is not None:
             self._paused = paused
             self._heard = time.monotonic()  # the engine is not to blame for the time that was held
+            if self._transport.is_closing():
+                return
             if paused:
                 self._transport.pause_reading()
             else:
