@@ -13,7 +13,7 @@ from pathlib import Path
 from tandem import control
 from tandem.fleet import Fleet
 from tandem.router.app import Router
-from tandem.router.server import event_loop, server, tune_collector
+from tandem.router.server import event_loop, server, tune
 from tandem.router.upstream import Upstreams
 from tandem.rundir import RunDir
 from tandem.telemetry import logs, tracing
@@ -42,7 +42,7 @@ async def main(run_dir: RunDir, listener: socket.socket) -> None:
             tracing=tracing.from_environment(os.environ),
         )
         serving = server(router, settings)
-        tune_collector()
+        tune()
         await serving.serve([listener])
 
 

@@ -1,10 +1,12 @@
 """The router as a process: uvicorn around the application, fed by a supervisor or by probing."""
 
 import asyncio
+import ctypes
 import gc
 import os
 import signal
 import socket
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -21,6 +23,8 @@ from tandem.telemetry import tracing
 from tandem.telemetry.events import Sink
 
 _GARBAGE = 50_000  # objects, beyond those that went, after which cycles among the new ones are looked for
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_KEPT = 32 * 2**20  # bytes of memory that is not in use and kept all the same
 _ACCEPTED = 32  # new connections in one turn of the loop
 
 
@@ -70,13 +74,20 @@ def server(router: Router, settings: RouterSettings) -> Server:
     return Server(config, router)
 
 
-def tune_collector() -> None:
-    """For a process that does nothing but serve: what it has loaded stays, and need not be looked through for garbage
-    again and again, which takes a tenth of a busy router's time. Requests leave few cycles, which can wait.
+def tune() -> None:
+    """For a process that does nothing but serve.
+
+    What it has loaded stays, and need not be looked through for garbage again and again, which takes a tenth of a busy
+    router's time; requests leave few cycles, which can wait. And memory of the size of an answer is kept for the next
+    one: given back to the system each time, it costs as much as writing the answer (``benchmarks/rendering.py``).
     """
     gc.collect()
     gc.freeze()
     gc.set_threshold(_GARBAGE)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None  # glibc has it
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, _KEPT)
+        mallopt(_M_MMAP_THRESHOLD, _KEPT // 4)
 
 
 def event_loop() -> asyncio.AbstractEventLoop:
@@ -109,5 +120,5 @@ async def front(
     prober = Prober(addresses, fleet, upstreams, tokenizers)
     traces = tracing.from_environment(os.environ)
     router = Router(fleet, upstreams, settings, api, background=prober.run, sinks=sinks, tracing=traces)
-    tune_collector()
+    tune()
     await server(router, settings).serve([listener])
