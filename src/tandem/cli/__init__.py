@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from tandem import __version__
-from tandem.cli import bench, install, router, serve, status, stop, up
+from tandem.cli import bench, embed, install, router, serve, status, stop, up
 
 
 class _Commands(TyperGroup):
@@ -67,6 +67,7 @@ app.command("serve")(serve.serve)
 app.command("router")(router.router)
 app.command("status")(status.status)
 app.command("stop")(stop.stop)
+app.command("embed")(embed.embed)
 app.command("bench")(bench.bench)
 
 
