@@ -44,11 +44,14 @@ def model(folder: Path) -> str:
 def test_help_lists_the_commands() -> None:
     code, said = run("--help")
     assert code == 0
-    assert all(f"\n  {command} " in said for command in ("install", "up", "serve", "router", "status", "stop", "bench"))
+    assert all(
+        f"\n  {command} " in said
+        for command in ("install", "up", "serve", "router", "status", "stop", "embed", "bench")
+    )
     assert run("--version") == (0, f"{__version__}\n")
 
 
-@pytest.mark.parametrize("command", ["install", "up", "serve", "router", "status", "stop", "bench"])
+@pytest.mark.parametrize("command", ["install", "up", "serve", "router", "status", "stop", "embed", "bench"])
 def test_each_command_explains_itself(command: str) -> None:
     code, said = run(command, "--help")
     assert code == 0
