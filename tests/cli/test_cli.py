@@ -15,6 +15,7 @@ from tandem.cli import app
 from tandem.engines import install
 from tandem.engines.install import Vllm
 
+COMMANDS = ("install", "up", "serve", "router", "status", "stop", "embed", "bench")
 VLLM = Vllm(Path("/env/bin/python"), (0, 32, 0), "cpu")
 
 
@@ -44,14 +45,11 @@ def model(folder: Path) -> str:
 def test_help_lists_the_commands() -> None:
     code, said = run("--help")
     assert code == 0
-    assert all(
-        f"\n  {command} " in said
-        for command in ("install", "up", "serve", "router", "status", "stop", "embed", "bench")
-    )
+    assert all(f"\n  {command} " in said for command in COMMANDS)
     assert run("--version") == (0, f"{__version__}\n")
 
 
-@pytest.mark.parametrize("command", ["install", "up", "serve", "router", "status", "stop", "embed", "bench"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_explains_itself(command: str) -> None:
     code, said = run(command, "--help")
     assert code == 0

@@ -410,8 +410,8 @@ def test_kills_at_any_point_lose_and_double_nothing(suffix: str, service: Servic
         return {**{name: str(path) for name, path in paths.items()}, **more}
 
     (whole,) = killed(service, [{"task": told(0), "kills": []}])
-    singles = [[at] for at in chance.sample(range(1, whole + 1), 30)]
-    several = [[chance.randint(1, whole) for _ in range(chance.randint(2, 6))] for _ in range(10)]
+    singles = [[at] for at in chance.sample(range(1, whole + 1), 25)]
+    several = [[chance.randint(1, whole) for _ in range(chance.randint(2, 6))] for _ in range(8)]
     cases = [{"task": told(n), "kills": kills} for n, kills in enumerate(singles + several, 1)]
     killed(service, cases)
     digests = {

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 EXAMPLES = Path(__file__).parents[3] / "examples"
 CODE = {
     "stack.py": "class Stack:\n    def push(self, item):\n        self.items.append(item)\n",
-    "weather.py": "def forecast(city):\n    '''Whether it will rain tomorrow.'''\n    return ask_weather_service(city)\n",
+    "weather.py": "def forecast(city):\n    '''Whether it will rain tomorrow.'''\n    return weather_service(city)\n",
     "mail.py": "def send_email(to, subject):\n    server = smtplib.SMTP('localhost')\n    server.send_message(to)\n",
 }
 
