@@ -292,6 +292,13 @@ def test_a_model_that_has_changed_does_not_go_on(service: Service, source: Path,
         embed(Task(source=source, out=out), service)
 
 
+def test_what_another_version_has_left_does_not_go_on(service: Service, source: Path, out: Path) -> None:
+    stopped(Task(source=source, out=out), service, 20)
+    (out.with_name("out.parquet.partial") / "job.json").write_text('{"input": []}')
+    with pytest.raises(SettingsError, match=r"was left by another version of Tandem\. Start over with --force"):
+        embed(Task(source=source, out=out), service)
+
+
 def test_a_finished_output_is_kept(service: Service, source: Path, out: Path) -> None:
     """Unless --force gives it up: then also the run that goes on, should the first be killed."""
     embed(Task(source=source, out=out), service)
@@ -385,7 +392,7 @@ SCRIPT = Path(__file__).with_name("kills.py")
 def killed(service: Service, cases: list[dict[str, Any]]) -> list[int]:
     """Run cases of :mod:`kills`; how many lines the last process of each ran."""
     ran = subprocess.run(
-        [sys.executable, SCRIPT, service.url], input=json.dumps(cases), capture_output=True, text=True, timeout=50
+        [sys.executable, SCRIPT, service.url], input=json.dumps(cases), capture_output=True, text=True, timeout=110
     )
     assert ran.returncode == 0, ran.stderr
     counts: list[int] = json.loads(ran.stdout)
@@ -393,6 +400,7 @@ def killed(service: Service, cases: list[dict[str, Any]]) -> list[int]:
 
 
 @pytest.mark.process
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("suffix", [".parquet", ".npy"])
 def test_kills_at_any_point_lose_and_double_nothing(suffix: str, service: Service, tmp_path: Path) -> None:
     """Killed at random lines of the code that reads, embeds and writes, once or several times in a row: the output is,
@@ -425,13 +433,13 @@ def test_kills_at_any_point_lose_and_double_nothing(suffix: str, service: Servic
 
 
 MEMORY = """
-import json, resource, sys
+import json, re, sys
 from pathlib import Path
 from tandem import VLLMConfig
 from tandem.client import parquet
 from tandem.client.files import Task, embed_file
 parquet._GROUP_BYTES = 2**20
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak(): return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 config = VLLMConfig(base_url=sys.argv[1], model="m", batch_size=1)
 first = []
 done = embed_file(Task(source=None, out=Path(sys.argv[2]), format="jsonl", with_text=True), config,
@@ -442,9 +450,9 @@ print(json.dumps([done.rows, first[0], peak()]))
 
 @pytest.mark.process
 def test_memory_does_not_grow_with_the_file(service: Service, out: Path) -> None:
-    """Of 60 MB through standard input, texts included, less than a quarter shows in the process."""
+    """Of 100 MB through standard input, texts included, less than a third shows in the process."""
     text = "word " * 20_000
-    asked = [{"text": f"{i} {text}"} for i in range(600)]
+    asked = [{"text": f"{i} {text}"} for i in range(1000)]
     told = "".join(json.dumps(row) + "\n" for row in asked)
     service.always = lambda handler, asked: handler.reply(ways.answer({**asked, "input": ["a"] * len(asked["input"])}))
     ran = subprocess.run(
@@ -452,6 +460,6 @@ def test_memory_does_not_grow_with_the_file(service: Service, out: Path) -> None
     )
     assert ran.returncode == 0, ran.stderr
     rows, before, after = json.loads(ran.stdout)
-    assert rows == 600
-    assert pq.read_table(out, columns=["text"]).column("text")[599].as_py() == asked[599]["text"]
-    assert (after - before) * 1024 < len(told) / 4
+    assert rows == 1000
+    assert pq.read_table(out, columns=["text"]).column("text")[999].as_py() == asked[999]["text"]
+    assert (after - before) * 1024 < len(told) / 3

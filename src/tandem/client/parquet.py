@@ -150,7 +150,7 @@ def _groups(ids: BinaryIO, texts: BinaryIO | None, size: int) -> Iterator[list[t
     for line in ids:
         text = texts.readline() if texts else b'""'
         group.append((msgspec.json.decode(line), msgspec.json.decode(text)))
-        held += 4 * size + len(line) + len(text)
+        held += 4 * size + 4 * (len(line) + len(text))  # a text is there several times before it is written
         if len(group) == _GROUP_ROWS or held >= _GROUP_BYTES:
             yield group
             group, held = [], 0
