@@ -78,7 +78,9 @@ def test_a_damaged_folder_is_refused(name: str, content: bytes | None, why: str,
     begun(tmp_path / "out")
     path = tmp_path / "out.partial" / name
     path.unlink() if content is None else path.write_bytes(content)
-    with pytest.raises(SetupError, match=rf"left by an interrupted run, .*{why}.*\. Start over with --force"):
+    with pytest.raises(
+        SetupError, match=rf"an interrupted run has left, is damaged: .*{why}.*\. Start over with --force"
+    ):
         go_on(tmp_path / "out")
 
 
