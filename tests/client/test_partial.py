@@ -71,7 +71,7 @@ def test_a_place_where_nothing_can_be_made(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content", "why"),
-    [("a", b"he", "a is shorter than it was"), ("done.json", b"{", "damaged: "), ("b", None, "b: No such file")],
+    [("a", b"he", "a is shorter than it was"), ("done.json", b"{", "truncated"), ("b", None, "b: No such file")],
 )
 def test_a_damaged_folder_is_refused(name: str, content: bytes | None, why: str, tmp_path: Path) -> None:
     """With what is wrong, and what to do."""
