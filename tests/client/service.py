@@ -134,6 +134,13 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
     service: "Service"
 
+    def get_request(self) -> tuple[Any, Any]:
+        """An answer is written in two parts: without this, the second waits until the first is acknowledged."""
+        connection, address = super().get_request()
+        if connection.family != socket.AF_UNIX:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection, address
+
     def handle_error(self, request: object, client_address: object) -> None:
         """A caller that leaves is none of this server's errors."""
 

@@ -11,7 +11,7 @@ from tandem import BadRequestError, DecodingError, DimensionMismatchError
 from tandem.client.batching import WINDOW, Batch, Dimension, Rows, batches, checked
 from tandem.client.structs import Answer
 
-chance = random.Random(1)  # noqa: S311
+chance = random.Random(1)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 100, 3 * WINDOW * 3 + 1])

@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from tandem import __version__
-from tandem.cli import bench, compose, doctor, install, logs, plan, router, serve, status, stop, systemd, up
+from tandem.cli import bench, compose, doctor, embed, install, logs, plan, router, serve, status, stop, systemd, up
 
 
 class _Commands(TyperGroup):
@@ -72,6 +72,7 @@ app.command("stop")(stop.stop)
 app.command("doctor")(doctor.doctor)
 app.command("systemd")(systemd.systemd)
 app.command("compose")(compose.compose)
+app.command("embed")(embed.embed)
 app.command("bench")(bench.bench)
 
 
