@@ -39,6 +39,16 @@ async def test_a_live_table_on_a_terminal() -> None:
     assert all(part in out.getvalue() for part in ("✔", "embedding", "org/emb", "ready"))
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+async def test_a_change_is_shown_to_its_end(terminal: bool) -> None:
+    """Though all are ready at its beginning."""
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=100)
+    await progress.until_done(told(READY, STARTING, READY), console)
+    assert "ready" in out.getvalue()
+    assert terminal or "loading weights" in out.getvalue()
+
+
 async def test_later_changes_are_told_with_their_reason() -> None:
     """Not the state they were found in, which was said before."""
     out = io.StringIO()

@@ -28,6 +28,11 @@ time.sleep(600)
 """
 
 
+COMPLETION = b"""{"id": "1", "object": "text_completion", "created": 1, "model": "fake",
+"choices": [{"index": 0, "text": "a", "logprobs": null, "finish_reason": "length"}],
+"usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}}"""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int)
@@ -72,7 +77,7 @@ def main() -> None:
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["content-length"]))
-            self.answer(500 if asked.refuse else 200, b'{"error": "broken"}' if asked.refuse else b"{}")
+            self.answer(500 if asked.refuse else 200, b'{"error": "broken"}' if asked.refuse else COMPLETION)
 
         def answer(self, status: int, body: bytes) -> None:
             self.send_response(status)

@@ -3,20 +3,22 @@
 import asyncio
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from tandem.engines import engine as engine_module
-from tandem.engines.engine import EngineRunner
+from tandem.engines.engine import EngineRunner, Spec
 from tandem.engines.footprints import Seen
 from tandem.engines.supervisor import Supervisor, in_turn
-from tandem.errors import EngineError
-from tandem.fleet import Engine, Fleet, Snapshot, State
+from tandem.errors import EngineError, SetupError
+from tandem.fleet import Engine, Fleet, Snapshot, State, Work
 
 from .conftest import MakeSpec
-from .fakes import gone
+from .fakes import alive, gone
 
 pytestmark = pytest.mark.process
 
@@ -220,10 +222,119 @@ async def test_nobody_who_stops_waiting_for_a_bug_stops_an_engine(make_spec: Mak
         waiting.cancel()
         await asyncio.sleep(0.1)
         assert fleet.now.ready
-        supervisor._runners[0]._write = lambda *_, **__: 1 / 0
+        supervisor._runners["embedding"]._write = lambda *_, **__: 1 / 0
         with pytest.raises(ZeroDivisionError):
             await asyncio.wait_for(supervisor.broken(), 5)
         supervisor._tasks.clear()
+
+
+@asynccontextmanager
+async def serving(*specs: Spec) -> AsyncIterator[tuple[Supervisor, Fleet]]:
+    """A supervisor whose engines are ready, and its fleet."""
+    fleet = Fleet()
+    async with Supervisor(specs, fleet) as supervisor:
+        await asyncio.wait_for(supervisor.start(), 20)
+        yield supervisor, fleet
+
+
+def engine_of(fleet: Fleet, name: str) -> Engine:
+    return next(engine for engine in fleet.now.engines if engine.name == name)
+
+
+async def test_a_restart_drains_first_and_takes_replicas_in_turn(make_spec: MakeSpec) -> None:
+    """The router gives it no more and has all it asked for before it is told to end; one of two is ready always, and
+    whoever asks meanwhile may wait; it is no crash."""
+    first, second = make_spec("embedding"), make_spec("embedding-2")
+    second = replace(second, engine=msgspec.structs.replace(second.engine, replica_of="embedding"), sized=True)
+    async with serving(replace(first, sized=True), second) as (supervisor, fleet):
+        pids = {engine.name: engine.pid for engine in fleet.now.engines}
+        seen = list[Snapshot]()
+
+        async def record() -> None:
+            async for snapshot in fleet.snapshots():
+                seen.append(snapshot)
+
+        recording = asyncio.create_task(record())
+        fleet.report("router", [Work("embedding", in_flight=1, open=True)])
+        restarting = asyncio.create_task(supervisor.restart("embedding"))
+        await reached(fleet, lambda e: e.state is State.DRAINING)
+        await asyncio.sleep(0.1)
+        assert alive(pids["embedding"] or 0)
+        fleet.report("router", [Work("embedding")])
+        await asyncio.wait_for(restarting, 20)
+        recording.cancel()
+        assert all(any(engine.ready for engine in snapshot.engines) for snapshot in seen)
+        away = [engine for snapshot in seen for engine in snapshot.engines if not engine.ready]
+        assert all(engine.renewed for engine in away)
+        assert all(engine.pid not in (None, pids[engine.name]) for engine in fleet.now.engines)
+        assert [(engine.restarts, engine.renewed) for engine in fleet.now.engines] == [(0, False)] * 2
+
+
+async def test_a_router_that_does_not_let_go_is_waited_for_no_longer_than_the_drain_time_out(
+    make_spec: MakeSpec,
+) -> None:
+    async with serving(replace(make_spec(), drain_timeout=0.1)) as (supervisor, fleet):
+        fleet.report("router", [Work("embedding", in_flight=1)])
+        await asyncio.wait_for(supervisor.restart("embedding"), 20)
+
+
+async def test_an_unknown_engine_is_named_with_those_there_are(make_spec: MakeSpec) -> None:
+    async with serving(make_spec()) as (supervisor, _):
+        with pytest.raises(SetupError, match=r"there is no engine nonsense\. There are: embedding"):
+            await supervisor.restart("nonsense")
+
+
+async def test_one_change_at_a_time_and_none_before_the_start_is_over(make_spec: MakeSpec) -> None:
+    with pytest.raises(SetupError, match="still starting"):
+        await Supervisor([make_spec()], Fleet()).restart("embedding")
+    async with serving(make_spec()) as (supervisor, _):
+        restarting = asyncio.create_task(supervisor.restart("embedding"))
+        await asyncio.sleep(0)
+        with pytest.raises(SetupError, match="another restart or reload is under way"):
+            await supervisor.restart("embedding")
+        await asyncio.wait_for(restarting, 20)
+
+
+async def test_a_reload_touches_only_what_changed(make_spec: MakeSpec) -> None:
+    """One is removed, one started anew with other settings, one added; one runs on, under a further name."""
+    names = ("kept", "changed", "removed")
+    kept, changed, removed = (replace(make_spec(name), sized=True) for name in names)
+    async with serving(kept, changed, removed) as (supervisor, fleet):
+        before = fleet.now.engines
+        renamed = replace(kept, engine=msgspec.structs.replace(kept.engine, aliases=("also",)))
+        other = make_spec("changed")
+        await asyncio.wait_for(supervisor.reload([renamed, other, make_spec("added")], {"changed", "added"}), 20)
+        assert [engine.name for engine in fleet.now.engines] == ["kept", "changed", "added"]
+        assert fleet.now.ready
+        assert engine_of(fleet, "kept") == msgspec.structs.replace(before[0], aliases=("also",))
+        assert engine_of(fleet, "changed").url == other.engine.url != before[1].url
+        assert await gone(before[1].pid or 0, before[2].pid or 0)
+
+
+async def test_who_gives_memory_back_goes_first(make_spec: MakeSpec) -> None:
+    """So that nobody starts before there is room."""
+    grows, shrinks = (replace(make_spec(name), memory=4, sized=True) for name in ("grows", "shrinks"))
+    async with serving(grows, shrinks) as (supervisor, fleet):
+        specs = [replace(make_spec("new"), memory=1), replace(grows, memory=6), replace(shrinks, memory=1)]
+        await asyncio.wait_for(supervisor.reload(specs, {"new", "grows", "shrinks"}), 20)
+        started = {engine.name: engine.started for engine in fleet.now.engines}
+        assert sorted(started, key=started.__getitem__) == ["shrinks", "new", "grows"]
+
+
+async def test_an_engine_that_fails_in_a_reload_leaves_the_others_alone_and_can_be_brought_back(
+    make_spec: MakeSpec,
+) -> None:
+    """It has failed at once, without further tries, and says why; the next reload, or a restart, starts it again."""
+    kept, good = (replace(make_spec(name), sized=True) for name in ("kept", "changed"))
+    async with serving(kept, good) as (supervisor, fleet):
+        bad = make_spec("changed", "--fail", "ValueError: bad luck")
+        with pytest.raises(EngineError, match=r"changed: ValueError: bad luck\. Its log is .*tandem restart changed"):
+            await asyncio.wait_for(supervisor.reload([kept, bad], {"changed"}), 20)
+        assert (engine_of(fleet, "changed").state, engine_of(fleet, "kept").ready) == (State.FAILED, True)
+        with pytest.raises(EngineError, match="bad luck"):
+            await asyncio.wait_for(supervisor.restart("changed"), 20)
+        await asyncio.wait_for(supervisor.reload([kept, good], ()), 20)
+        assert fleet.now.ready
 
 
 async def test_one_failed_start_stops_what_was_started(make_spec: MakeSpec) -> None:

@@ -26,13 +26,22 @@ _MARKS = {
 
 async def bring_up(snapshots: Snapshots, console: Console) -> None:
     """Show engines starting; returns once all are ready."""
+    await _shown(snapshots, console, until_ready=True)
+
+
+async def until_done(snapshots: Snapshots, console: Console) -> None:
+    """Show engines for as long as snapshots come."""
+    await _shown(snapshots, console, until_ready=False)
+
+
+async def _shown(snapshots: Snapshots, console: Console, *, until_ready: bool) -> None:
     if not console.is_terminal:
-        await _lines(snapshots, console, until_ready=True)
+        await _lines(snapshots, console, until_ready=until_ready)
         return
     shown = Snapshot()
     with Live(get_renderable=lambda: _table(shown), console=console, refresh_per_second=8):
         async for shown in snapshots:
-            if shown.ready:
+            if until_ready and shown.ready:
                 return
 
 

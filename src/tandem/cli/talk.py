@@ -1,7 +1,8 @@
-"""What `status` and `stop` say to a running service."""
+"""What `status`, `restart`, `reload` and `stop` say to a running service."""
 
 import time
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 from rich.console import Console
@@ -59,6 +60,21 @@ async def stop(run_dir: RunDir) -> int:
             raise SetupError(f"the service (pid {pid}) has not ended {_LEAVING:g} s after its last word")
         await asyncio.sleep(0.05)
     return pid
+
+
+async def change(run_dir: RunDir, verb: Literal["restart", "reload"], engine: str = "") -> tuple[str, ...]:
+    """Have the service do ``verb``, showing its engines meanwhile; what it says of it.
+
+    Raises:
+        SetupError: it was not done, and why.
+    """
+    from tandem.cli import progress
+
+    async with control.ask(run_dir, verb, engine) as service:
+        await progress.until_done(service.snapshots(), Console())
+        if service.said is None:
+            raise SetupError(f"the service on {run_dir.path} ended before that was done")
+        return service.said
 
 
 def as_json(hello: control.Hello, snapshot: Snapshot) -> str:

@@ -43,6 +43,7 @@ class Spec:
         drain_timeout: seconds that requests in flight get when it is told to stop.
         cards: the cards it may see, by index; empty where there is but one, or none.
         sized: whether it is told how large its KV cache is, and does not measure.
+        memory: bytes that it was planned to take, on each of its cards or of RAM; 0 where that is not known.
         remember: called once it is ready, with its process and what its log said of its memory.
         rotation: of its log.
     """
@@ -55,6 +56,7 @@ class Spec:
     drain_timeout: float
     cards: tuple[int, ...] = ()
     sized: bool = False
+    memory: int = 0
     remember: Callable[[int, Seen], None] | None = None
     rotation: Rotation = field(default_factory=Rotation)
 
@@ -77,6 +79,9 @@ class EngineRunner:
         self._ready_at: float | None = None
         self._took = 0.0  # seconds of its last start; 0 before the first
         self._stopping = asyncio.Event()
+        self._renewing = asyncio.Event()
+        self._next: Spec | None = None
+        self._renewed: asyncio.Future[str] | None = None
 
     @property
     def name(self) -> str:
@@ -95,23 +100,50 @@ class EngineRunner:
         self._spec.tmp.mkdir(parents=True, exist_ok=True)
         self._spec.log.parent.mkdir(parents=True, exist_ok=True)
         deaths = 0
+        trusted = False  # whether it was ever ready with these settings
         while not self._stopping.is_set():
+            if self._next:
+                self._begin_anew(self._next)
+                deaths, trusted = 0, False
             ready_at = await self._live()
             if self._stopping.is_set():
                 break
+            if self._next:
+                continue
+            trusted = trusted or ready_at is not None
             deaths = 1 if ready_at and now() - ready_at > _SETTLED else deaths + 1
-            if (ready_at is None and not self._engine.restarts) or deaths > _RESTARTS:
-                self._write(State.FAILED)
+            if not trusted or deaths > _RESTARTS:
+                self._write(State.FAILED, renewed=False)
+                self._answer(self._engine.reason)
                 return
             pause = min(2.0 ** (deaths - 1), 30.0)
             expected = now() + pause + self._took if self._took else 0.0
             self._write(State.RESTARTING, restarts=self._engine.restarts + 1, expected=expected)
             await self._pause(pause)
-        self._write(State.STOPPED, detail="", reason="the service was stopped", pid=None)
+        self._write(State.STOPPED, detail="", reason="it was stopped", pid=None, renewed=False)
+        self._answer("it was stopped")
 
     def stop(self) -> None:
         """Have the engine finish its requests and end; :meth:`run` returns when nothing of it is left."""
         self._stopping.set()
+
+    def renew(self, spec: Spec | None = None) -> "asyncio.Future[str]":
+        """Have the engine finish its requests, end, and start again, as ``spec`` says where that is another one.
+
+        Where :meth:`run` has returned, it is to be called again.
+
+        Returns:
+            What becomes of it: why it did not come back; empty once it is ready.
+        """
+        self._next = spec or self._spec
+        self._renewing.set()
+        self._renewed = asyncio.get_running_loop().create_future()
+        return self._renewed
+
+    def adopt(self, spec: Spec) -> None:
+        """Take over what of ``spec`` concerns callers alone: the engine itself runs on as it is."""
+        self._take(spec)
+        self._fleet.put(self._engine)
 
     def kill(self) -> None:
         """End every process of the engine at once."""
@@ -125,7 +157,7 @@ class EngineRunner:
         self._remark = ""
         self._seen = Seen()
         self._ready_at = None
-        before = f" again; before that: {self._engine.reason}" if self._engine.restarts else ""
+        before = f" again; before that: {self._engine.reason}" if self._engine.state is State.RESTARTING else ""
         self._write(State.STARTING, detail=STARTED.detail, reason=f"it is starting{before}", started=now())
         process = self._process = await EngineProcess.start(
             self._spec.launch.argv,
@@ -137,10 +169,12 @@ class EngineRunner:
         exited = asyncio.create_task(process.wait())
         watching = asyncio.create_task(self._watch(process))
         stopping = asyncio.create_task(self._stopping.wait())
+        renewing = asyncio.create_task(self._renewing.wait())
         try:
-            await asyncio.wait({exited, watching, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({exited, watching, stopping, renewing}, return_when=asyncio.FIRST_COMPLETED)
             if watching.done():  # it refused, perhaps because it is just ending: then that tells more
-                await asyncio.wait({exited, stopping}, timeout=_LAST_WORDS, return_when=asyncio.FIRST_COMPLETED)
+                told = {exited, stopping, renewing}
+                await asyncio.wait(told, timeout=_LAST_WORDS, return_when=asyncio.FIRST_COMPLETED)
             if exited.done():
                 # What a serving engine logged of single requests long before is not why it ended.
                 lines = list(process.lines)[-_LAST_LINES if self._ready_at else 0 :]
@@ -152,16 +186,31 @@ class EngineRunner:
                 self._write(self._engine.state, reason=str(refusal), pid=None)
             else:
                 watching.cancel()  # its health stays good while it drains
-                self._write(State.DRAINING, detail="finishing requests", reason="the service is stopping")
+                if not stopping.done():
+                    await self._drain(stopping)
+                self._write(State.DRAINING, detail="finishing requests", reason=self._leaving())
                 await process.stop(self._spec.drain_timeout + _PUT_AWAY)
             return self._ready_at
         finally:
-            for task in (watching, stopping):
+            for task in (watching, stopping, renewing):
                 task.cancel()
             process.kill()
             await process.wait()
             shutil.rmtree(self._spec.tmp, ignore_errors=True)
             self._spec.tmp.mkdir(parents=True, exist_ok=True)
+
+    async def _drain(self, stopping: "asyncio.Task[bool]") -> None:
+        """Have the routers give it no more, and wait until they have all that it was asked, within its time."""
+        expected = now() + self._took if self._took else 0.0
+        self._write(
+            State.DRAINING, detail="finishing requests", reason=self._leaving(), renewed=True, expected=expected
+        )
+        idle = asyncio.create_task(self._fleet.idle(self.name))
+        await asyncio.wait({idle, stopping}, timeout=self._spec.drain_timeout, return_when=asyncio.FIRST_COMPLETED)
+        idle.cancel()
+
+    def _leaving(self) -> str:
+        return "it is stopping" if self._stopping.is_set() else "it is going to be started anew"
 
     async def _watch(self, process: EngineProcess) -> None:
         """Ready once the engine's own health and one real request say so; from then on, as its health goes."""
@@ -172,7 +221,16 @@ class EngineRunner:
             context = await self._context(client)
             self._ready_at = now()
             self._took = self._ready_at - self._engine.started
-            self._write(State.READY, detail=self._remark, reason="", pid=process.pid, context=context, expected=0.0)
+            self._write(
+                State.READY,
+                detail=self._remark,
+                reason="",
+                pid=process.pid,
+                context=context,
+                expected=0.0,
+                renewed=False,
+            )
+            self._answer("")
             if self._spec.remember and process.pid is not None:
                 await asyncio.to_thread(self._spec.remember, process.pid, self._seen)
             heard = now()
@@ -231,11 +289,27 @@ class EngineRunner:
                 self._write(phase.state, detail=phase.detail, pid=pid)
 
     async def _pause(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-        except TimeoutError:
-            return
+        told = [asyncio.create_task(event.wait()) for event in (self._stopping, self._renewing)]
+        await asyncio.wait(told, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for task in told:
+            task.cancel()
+
+    def _begin_anew(self, spec: Spec) -> None:
+        self._next = None
+        self._renewing.clear()
+        self._take(spec)
+        expected = now() + self._took if self._took else 0.0
+        self._write(State.WAITING, reason="", detail="", pid=None, renewed=True, expected=expected)
+
+    def _take(self, spec: Spec) -> None:
+        self._spec = spec
+        known = {name: getattr(self._engine, name) for name in _LIVED}
+        self._engine = msgspec.structs.replace(spec.engine, **known)
+
+    def _answer(self, reason: str) -> None:
+        """Tell whoever asked for a new start what came of it; a start that is to be followed by another is no news."""
+        if self._renewed and not self._renewed.done() and not self._next:
+            self._renewed.set_result(reason)
 
     def _write(self, state: State, **changes: object) -> None:
         since = self._engine.since if state is self._engine.state else now()
@@ -243,4 +317,6 @@ class EngineRunner:
         self._fleet.put(self._engine)
 
 
+# What an engine's snapshot has of its life, and not of its settings.
+_LIVED = ("state", "detail", "reason", "since", "started", "pid", "restarts", "context", "expected", "renewed")
 _ON_THE_WAY = frozenset({State.STARTING, State.LOADING, State.SIZING, State.WARMING})
