@@ -54,6 +54,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
         context: tokens that its model takes at most, prompt and answer together; 0 while that is not known.
         expected: while it starts, when it will be ready by the time its last start took, in seconds since the epoch;
             0 when nobody knows.
+        error: why it ended the last time that it did so by itself; empty if it never did.
         renewed: it is away because somebody asked for that (`tandem restart`, `tandem reload`): its requests wait.
     """
 
@@ -75,6 +76,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     context: int = 0
     expected: float = 0.0
     renewed: bool = False
+    error: str = ""
 
     @property
     def ready(self) -> bool:

@@ -16,10 +16,10 @@ from urllib.parse import urlsplit
 import msgspec
 
 from tandem import control, notify
-from tandem.engines import footprints, weights
+from tandem.engines import footprints, restarts, weights
 from tandem.engines.engine import Spec
 from tandem.engines.footprints import Footprint, Seen
-from tandem.engines.hardware import Hardware, resident
+from tandem.engines.hardware import Hardware, detect, resident
 from tandem.engines.install import Vllm, remove_replaced
 from tandem.engines.launch import dtype, launch
 from tandem.engines.model import read as model_facts
@@ -183,6 +183,8 @@ def prepare(
             memory=share.parts.total if share.parts else 0,
             remember=partial(_remember, key, share),
             rotation=rotation,
+            supervision=settings.supervision,
+            room=None if share.gpu_memory is None else partial(_room, share.cards, share.gpu_memory),
         )
 
     wanted, keys = _wanted(engines, {name: models[first.get(name, name)] for name in engines}, vllm, hardware)
@@ -274,6 +276,10 @@ def _remember(key: str, share: Share, pid: int, seen: Seen) -> None:
     if found and found != before:
         with suppress(OSError):  # a service that runs well does not end over this
             footprints.remember(key, found)
+
+
+def _room(cards: tuple[int, ...], share: float) -> bool:
+    return restarts.room(detect().cards, cards, share)
 
 
 def _replicas(engines: Mapping[str, EngineSettings]) -> tuple[dict[str, EngineSettings], dict[str, str]]:

@@ -16,6 +16,7 @@ from tandem.engines.footprints import Seen
 from tandem.engines.supervisor import Supervisor, in_turn
 from tandem.errors import EngineError, SetupError
 from tandem.fleet import Engine, Fleet, Snapshot, State, Work
+from tandem.settings import SupervisionSettings
 
 from .conftest import MakeSpec
 from .fakes import alive, gone
@@ -82,11 +83,10 @@ async def test_health_alone_is_not_readiness(make_spec: MakeSpec) -> None:
     assert engine.reason.startswith('it answered its first request with 500: {"error": "broken"}')
 
 
-async def test_a_crashed_engine_is_restarted(make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_crashed_engine_is_restarted(make_spec: MakeSpec) -> None:
     """Killed while it serves: restarting, with the reason, and ready again with another process."""
-    monkeypatch.setattr(EngineRunner, "_pause", lambda *_: asyncio.sleep(0.05))
     fleet = Fleet()
-    runner = EngineRunner(make_spec(), fleet)
+    runner = EngineRunner(replace(make_spec(), supervision=SupervisionSettings(first_pause=0.05)), fleet)
     running = asyncio.create_task(runner.run())
     first = await reached(fleet, lambda e: e.ready)
     assert first.pid is not None
@@ -94,6 +94,7 @@ async def test_a_crashed_engine_is_restarted(make_spec: MakeSpec, monkeypatch: p
     down = await reached(fleet, lambda e: e.state is State.RESTARTING)
     assert (down.restarts, down.pid) == (1, None)
     assert down.reason.startswith("it was killed")
+    assert down.error == down.reason
     again = await reached(fleet, lambda e: e.ready)
     assert again.pid not in (None, first.pid)
     runner.stop()
@@ -104,10 +105,10 @@ async def test_an_engine_that_listens_no_more_and_does_not_end_is_restarted(
     make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Told to end by somebody else, vLLM was seen to hang like that, and its callers with it."""
-    monkeypatch.setattr(EngineRunner, "_pause", lambda *_: asyncio.sleep(0.05))
     monkeypatch.setattr(engine_module, "_DEAF", -4.5)  # the rest of the drain time-out
     fleet = Fleet()
-    runner = EngineRunner(make_spec("embedding", "--deaf-end"), fleet)
+    supervision = SupervisionSettings(first_pause=0.05)
+    runner = EngineRunner(replace(make_spec("embedding", "--deaf-end"), supervision=supervision), fleet)
     running = asyncio.create_task(runner.run())
     first = await reached(fleet, lambda e: e.ready)
     assert first.pid is not None
@@ -120,19 +121,51 @@ async def test_an_engine_that_listens_no_more_and_does_not_end_is_restarted(
     await asyncio.wait_for(running, 20)
 
 
-async def test_an_engine_that_keeps_crashing_is_given_up(make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(EngineRunner, "_pause", lambda *_: asyncio.sleep(0))
-    monkeypatch.setattr(engine_module, "_RESTARTS", 2)
+async def test_an_engine_that_keeps_crashing_is_given_up_and_the_others_serve_on(make_spec: MakeSpec) -> None:
+    """With why it ended the last time; a restart that somebody asks for brings it back, with a clean slate."""
+    supervision = SupervisionSettings(max_restarts=2, first_pause=0)
+    specs = [replace(make_spec(name), supervision=supervision, sized=True) for name in ("embedding", "other")]
+    async with serving(*specs) as (supervisor, fleet):
+        killed: set[int] = set()
+        while len(killed) < 3:
+            engine = await reached(fleet, lambda e: e.ready and e.pid not in killed)
+            assert engine.pid is not None
+            killed.add(engine.pid)
+            os.kill(engine.pid, signal.SIGKILL)
+        failed = await reached(fleet, lambda e: e.state is State.FAILED)
+        assert failed.restarts == 2
+        assert failed.reason.startswith("it ended 3 times within 600 s; the last time: it was killed")
+        assert engine_of(fleet, "other").ready
+        await asyncio.wait_for(supervisor.restart("embedding"), 20)
+        assert fleet.now.ready
+
+
+async def test_an_engine_that_died_starts_again_once_its_memory_is_free(
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And in the end without, since vLLM says best what it lacks; at its first start nobody asks."""
+    monkeypatch.setattr(engine_module, "_ROOM_POLL", 0.01)
+    asked = list[bool]()
+
+    def room() -> bool:
+        asked.append(len(asked) == 2)
+        return asked[-1]
+
     fleet = Fleet()
-    running = asyncio.create_task(EngineRunner(make_spec(), fleet).run())
-    killed: set[int] = set()
-    while len(killed) < 3:
-        engine = await reached(fleet, lambda e: e.ready and e.pid not in killed)
-        assert engine.pid is not None
-        killed.add(engine.pid)
-        os.kill(engine.pid, signal.SIGKILL)
+    runner = EngineRunner(replace(make_spec(), supervision=SupervisionSettings(first_pause=0), room=room), fleet)
+    running = asyncio.create_task(runner.run())
+    first = await reached(fleet, lambda e: e.ready)
+    assert not asked
+    os.kill(first.pid or 0, signal.SIGKILL)
+    await reached(fleet, lambda e: e.detail == "waiting until its memory is free again")
+    again = await reached(fleet, lambda e: e.ready and e.pid != first.pid)
+    assert asked == [False, False, True]
+    monkeypatch.setattr(engine_module, "_ROOM", 0.02)
+    os.kill(again.pid or 0, signal.SIGKILL)
+    await reached(fleet, lambda e: e.ready and e.pid != again.pid)
+    assert not any(asked[3:])
+    runner.stop()
     await asyncio.wait_for(running, 10)
-    assert (fleet.now.engines[0].state, fleet.now.engines[0].restarts) == (State.FAILED, 2)
 
 
 async def test_engines_start_one_after_the_other_and_stop_together(make_spec: MakeSpec) -> None:
@@ -201,12 +234,10 @@ async def test_what_an_engine_said_of_its_memory_is_handed_on_once_it_is_ready(m
         assert [pid for pid, _ in told] == [fleet.now.engines[0].pid]
 
 
-async def test_an_engine_that_fails_while_the_next_starts_ends_the_start(
-    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_engine_that_fails_while_the_next_starts_ends_the_start(make_spec: MakeSpec) -> None:
     """Readiness of the last is not readiness of all."""
-    monkeypatch.setattr(engine_module, "_RESTARTS", 0)
-    first, second = make_spec("embedding", "--die-after", "0.3"), make_spec("generation", "--slow-start", "30")
+    first = replace(make_spec("embedding", "--die-after", "0.3"), supervision=SupervisionSettings(max_restarts=0))
+    second = make_spec("generation", "--slow-start", "30")
     with pytest.raises(EngineError, match="embedding: it was killed"):
         async with Supervisor([first, second], Fleet()) as supervisor:
             await asyncio.wait_for(supervisor.start(), 20)

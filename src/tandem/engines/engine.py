@@ -1,14 +1,17 @@
 """One engine's life: its states, and the one task that writes them."""
 
 import asyncio
+import random
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2
 import msgspec
 
+from tandem.engines import restarts
 from tandem.engines.diagnosis import diagnose
 from tandem.engines.footprints import Seen, seen_after
 from tandem.engines.launch import Launch
@@ -16,12 +19,13 @@ from tandem.engines.phases import STARTED, phase_after, remark
 from tandem.engines.process import EngineProcess, environment
 from tandem.fleet import Engine, Fleet, State, now
 from tandem.logfile import Rotation
+from tandem.settings import SupervisionSettings
 
 _POLL = 0.25  # seconds between two questions whether a starting engine listens yet
 _WATCH = 2.0  # seconds between two looks at a ready engine
 _PATIENCE = 600.0  # seconds that the first real request may take: a CPU may page in gigabytes for it
-_RESTARTS = 5  # in a row, without ten minutes of service in between
-_SETTLED = 600.0
+_ROOM = 60.0  # seconds for which the memory of an engine that died is waited for
+_ROOM_POLL = 1.0
 _LAST_WORDS = 5.0
 _LAST_LINES = 300
 # Beyond its own time for requests in flight, what vLLM needs to put away.
@@ -46,6 +50,8 @@ class Spec:
         memory: bytes that it was planned to take, on each of its cards or of RAM; 0 where that is not known.
         remember: called once it is ready, with its process and what its log said of its memory.
         rotation: of its log.
+        supervision: what is done when it dies.
+        room: whether there is room for it, asked before it is started again; None where that is not known.
     """
 
     engine: Engine
@@ -59,6 +65,8 @@ class Spec:
     memory: int = 0
     remember: Callable[[int, Seen], None] | None = None
     rotation: Rotation = field(default_factory=Rotation)
+    supervision: SupervisionSettings = field(default_factory=SupervisionSettings)
+    room: Callable[[], bool] | None = None
 
 
 class _NotServing(Exception):
@@ -99,27 +107,31 @@ class EngineRunner:
         """Start the engine and keep it up, until :meth:`stop` or until it has failed for good."""
         self._spec.tmp.mkdir(parents=True, exist_ok=True)
         self._spec.log.parent.mkdir(parents=True, exist_ok=True)
-        deaths = 0
+        deaths: list[float] = []
         trusted = False  # whether it was ever ready with these settings
         while not self._stopping.is_set():
             if self._next:
                 self._begin_anew(self._next)
-                deaths, trusted = 0, False
+                deaths, trusted = [], False
+                await self._room()
             ready_at = await self._live()
             if self._stopping.is_set():
                 break
             if self._next:
                 continue
             trusted = trusted or ready_at is not None
-            deaths = 1 if ready_at and now() - ready_at > _SETTLED else deaths + 1
-            if not trusted or deaths > _RESTARTS:
-                self._write(State.FAILED, renewed=False)
-                self._answer(self._engine.reason)
+            supervision = self._spec.supervision
+            deaths = restarts.recent([*deaths, now()], now(), supervision)
+            if not trusted or restarts.given_up(deaths, supervision):
+                self._give_up(len(deaths) if trusted else 0)
                 return
-            pause = min(2.0 ** (deaths - 1), 30.0)
+            pause = restarts.pause(deaths, supervision, random.random())  # noqa: S311 - jitter
             expected = now() + pause + self._took if self._took else 0.0
-            self._write(State.RESTARTING, restarts=self._engine.restarts + 1, expected=expected)
+            self._write(
+                State.RESTARTING, restarts=self._engine.restarts + 1, expected=expected, error=self._engine.reason
+            )
             await self._pause(pause)
+            await self._room()
         self._write(State.STOPPED, detail="", reason="it was stopped", pid=None, renewed=False)
         self._answer("it was stopped")
 
@@ -294,6 +306,24 @@ class EngineRunner:
         for task in told:
             task.cancel()
 
+    async def _room(self) -> None:
+        """Wait until what it takes is free again; not for ever, since vLLM says best what it lacks."""
+        if self._spec.room is None:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_ROOM):
+                while not (self._stopping.is_set() or await asyncio.to_thread(self._spec.room)):
+                    self._write(self._engine.state, detail="waiting until its memory is free again")
+                    await self._pause(_ROOM_POLL)
+
+    def _give_up(self, deaths: int) -> None:
+        reason = self._engine.reason
+        if deaths > 1:
+            window = f"{self._spec.supervision.restart_window:g} s"
+            reason = f"it ended {deaths} times within {window}; the last time: {reason}"
+        self._write(State.FAILED, reason=reason, error=self._engine.reason, renewed=False, expected=0.0)
+        self._answer(reason)
+
     def _begin_anew(self, spec: Spec) -> None:
         self._next = None
         self._renewing.clear()
@@ -318,5 +348,5 @@ class EngineRunner:
 
 
 # What an engine's snapshot has of its life, and not of its settings.
-_LIVED = ("state", "detail", "reason", "since", "started", "pid", "restarts", "context", "expected", "renewed")
+_LIVED = ("state", "detail", "reason", "since", "started", "pid", "restarts", "context", "expected", "renewed", "error")
 _ON_THE_WAY = frozenset({State.STARTING, State.LOADING, State.SIZING, State.WARMING})
