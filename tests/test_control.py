@@ -9,7 +9,7 @@ import pytest
 
 from tandem import control
 from tandem.errors import SettingsError, SetupError
-from tandem.fleet import Engine, Fleet, Snapshot, Work
+from tandem.fleet import Engine, Fleet, Snapshot, Vitals, Work
 from tandem.rundir import RunDir
 from tandem.settings import ApiSettings, RouterSettings
 
@@ -40,6 +40,9 @@ class Desk:
     def stop(self) -> None:
         self._stopped.set()
 
+    async def vitals(self) -> list[Vitals]:
+        return [Vitals(engine="a", in_flight=3, memory=7)]
+
     async def restart(self, engine: str) -> list[str]:
         await self.go.wait()
         self.done.set()
@@ -58,6 +61,7 @@ async def test_status_watch_and_stop(tmp_path: Path) -> None:
         async with control.ask(run_dir, "status") as service:
             assert (service.hello.pid, service.hello.router_settings()) == (7, ROUTER)
             assert [snapshot async for snapshot in service.snapshots()] == [Snapshot()]
+            assert service.vitals == (Vitals(engine="a", in_flight=3, memory=7),)
         watching = asyncio.create_task(_watched(run_dir))
         await asyncio.sleep(0.05)
         fleet.put(ENGINE)

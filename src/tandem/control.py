@@ -1,10 +1,10 @@
 """The control socket: JSON lines over a Unix socket in the run folder, mode 0600 (0660 under systemd). Both ends of it.
 
-A caller sends one line, ``{"verb": …}``. ``status`` gets one snapshot back, ``watch`` gets the current snapshot and
-then each newer one, ``stop`` does the same until the service has ended. The end of the stream is the end of the
-service: that is how the router learns that its supervisor is gone. The router's own verb is ``route``: it watches, and
-tells in lines of its own what each engine has to do. ``restart`` (of an ``engine``) and ``reload`` get snapshots until
-they are done, and then a line with what came of it; they go on if their caller leaves.
+A caller sends one line, ``{"verb": …}``. ``status`` gets one snapshot back and how each engine fares, ``watch`` gets
+the current snapshot and then each newer one, ``stop`` does the same until the service has ended. The end of the stream
+is the end of the service: that is how the router learns that its supervisor is gone. The router's own verb is
+``route``: it watches, and tells in lines of its own what each engine has to do. ``restart`` (of an ``engine``) and
+``reload`` get snapshots until they are done, and then a line with what came of it; they go on if their caller leaves.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from tandem.errors import SetupError
-from tandem.fleet import Engine, Fleet, Snapshot, Work
+from tandem.fleet import Engine, Fleet, Snapshot, Vitals, Work
 from tandem.rundir import RunDir
 from tandem.settings import ApiSettings, RouterSettings
 
@@ -45,12 +45,17 @@ class _Ended(msgspec.Struct):
     outcome: _Outcome
 
 
+class _Fares(msgspec.Struct):
+    vitals: tuple[Vitals, ...]
+
+
 class _Line(msgspec.Struct):
-    """A snapshot, or the outcome that comes last."""
+    """A snapshot, or what comes last."""
 
     engines: tuple[Engine, ...] = ()
     draining: bool = False
     outcome: _Outcome | None = None
+    vitals: tuple[Vitals, ...] | None = None
 
 
 class Hello(msgspec.Struct, frozen=True):
@@ -86,6 +91,9 @@ class Service(Protocol):
 
     def stop(self) -> None:
         """Have it end; returns at once."""
+
+    async def vitals(self) -> Sequence[Vitals]:
+        """How each engine fares."""
 
     async def restart(self, engine: str) -> Sequence[str]:
         """Start ``engine`` and its replicas anew; what is to be said of it.
@@ -124,6 +132,7 @@ async def serve(run_dir: RunDir, fleet: Fleet, service: Service) -> AsyncIterato
             writer.write(_encode(service.hello()) + b"\n")
             if question.verb == "status":
                 writer.write(_encode(fleet.now) + b"\n")
+                writer.write(_encode(_Fares(tuple(await service.vitals()))) + b"\n")
             elif question.verb in ("restart", "reload"):
                 action = asyncio.create_task(_outcome(service, question))
                 acting.add(action)
@@ -199,11 +208,13 @@ class Conversation:
 
     Attributes:
         said: what came of the verb, for people; known once the snapshots have ended.
+        vitals: how each engine fares, after ``status``; likewise.
     """
 
     def __init__(self, hello: Hello, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.hello = hello
         self.said: tuple[str, ...] | None = None
+        self.vitals: tuple[Vitals, ...] = ()
         self._reader = reader
         self._writer = writer
 
@@ -216,7 +227,9 @@ class Conversation:
         try:
             while line := await self._reader.readline():
                 told = _decode_line(line)
-                if told.outcome is None:
+                if told.vitals is not None:
+                    self.vitals = told.vitals
+                elif told.outcome is None:
                     yield Snapshot(told.engines, told.draining)
                 elif told.outcome.error:
                     raise SetupError(told.outcome.error, exit_code=told.outcome.exit_code)

@@ -133,6 +133,30 @@ class Work(msgspec.Struct, frozen=True):
     open: bool = False
 
 
+class Vitals(msgspec.Struct, frozen=True, kw_only=True):
+    """How an engine fares at one moment. None where nobody can tell.
+
+    Attributes:
+        engine: its name.
+        memory: bytes of RAM that its processes hold; what several share counts once.
+        card_memory: bytes that they hold of cards.
+        in_flight: requests that it has.
+        requests: that it has answered since it started; texts, for an embedding engine.
+        tokens_per_second: read and written, over the last seconds.
+        cores: that it kept busy over the last seconds.
+        card_use: how busy its cards are, from 0 to 1; others may use them, too.
+    """
+
+    engine: str
+    memory: int | None = None
+    card_memory: int | None = None
+    in_flight: int = 0
+    requests: int | None = None
+    tokens_per_second: float | None = None
+    cores: float | None = None
+    card_use: float | None = None
+
+
 class Fleet:
     """The current snapshot, and a way to wait for the next. Lives on one event loop.
 

@@ -27,7 +27,7 @@ from tandem.engines.plan import Share, Wanted, plan
 from tandem.engines.process import free_port
 from tandem.engines.supervisor import Supervisor
 from tandem.errors import SettingsError, SetupError
-from tandem.fleet import Engine, Fleet
+from tandem.fleet import Engine, Fleet, Vitals
 from tandem.logfile import LogPipe, Rotation
 from tandem.notify import Notifier
 from tandem.router import exposure
@@ -363,6 +363,9 @@ class _Desk:
 
     def stop(self) -> None:
         self.stopping.set()
+
+    async def vitals(self) -> Sequence[Vitals]:
+        return await self._supervisor.vitals()
 
     async def restart(self, engine: str) -> Sequence[str]:
         await self._supervisor.restart(engine)

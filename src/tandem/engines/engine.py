@@ -3,21 +3,24 @@
 import asyncio
 import random
 import shutil
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx2
 import msgspec
 
-from tandem.engines import restarts
+from tandem.engines import keeper, restarts, vitals
 from tandem.engines.diagnosis import diagnose
 from tandem.engines.footprints import Seen, seen_after
+from tandem.engines.hardware import CardUse, resident
 from tandem.engines.launch import Launch
 from tandem.engines.phases import STARTED, phase_after, remark
 from tandem.engines.process import EngineProcess, environment
-from tandem.fleet import Engine, Fleet, State, now
+from tandem.engines.vitals import Sample
+from tandem.fleet import Engine, Fleet, State, Vitals, now
 from tandem.logfile import Rotation
 from tandem.settings import SupervisionSettings
 
@@ -26,6 +29,8 @@ _WATCH = 2.0  # seconds between two looks at a ready engine
 _PATIENCE = 600.0  # seconds that the first real request may take: a CPU may page in gigabytes for it
 _ROOM = 60.0  # seconds for which the memory of an engine that died is waited for
 _ROOM_POLL = 1.0
+_SAMPLES = 6  # that are kept of a ready engine: the last ten seconds
+_MOMENT = 0.5  # seconds between two samples of which a rate is made
 _LAST_WORDS = 5.0
 _LAST_LINES = 300
 # Beyond its own time for requests in flight, what vLLM needs to put away.
@@ -85,6 +90,7 @@ class EngineRunner:
         self._seen = Seen()
         self._process: EngineProcess | None = None
         self._ready_at: float | None = None
+        self._samples: deque[Sample] = deque(maxlen=_SAMPLES)  # of its present life, once it was ready
         self._took = 0.0  # seconds of its last start; 0 before the first
         self._stopping = asyncio.Event()
         self._renewing = asyncio.Event()
@@ -169,6 +175,7 @@ class EngineRunner:
         self._remark = ""
         self._seen = Seen()
         self._ready_at = None
+        self._samples.clear()
         before = f" again; before that: {self._engine.reason}" if self._engine.state is State.RESTARTING else ""
         self._write(State.STARTING, detail=STARTED.detail, reason=f"it is starting{before}", started=now())
         process = self._process = await EngineProcess.start(
@@ -226,7 +233,7 @@ class EngineRunner:
 
     async def _watch(self, process: EngineProcess) -> None:
         """Ready once the engine's own health and one real request say so; from then on, as its health goes."""
-        async with httpx2.AsyncClient(base_url=self._engine.url, trust_env=False, timeout=10.0) as client:
+        async with self._client() as client:
             while await self._health(client) != 200:
                 await asyncio.sleep(_POLL)
             await self._first_request(client)
@@ -248,6 +255,8 @@ class EngineRunner:
             heard = now()
             while True:
                 await asyncio.sleep(_WATCH)
+                if (pid := process.pid) is not None:
+                    await self._feel(pid, client)
                 health = await self._health(client)
                 if health == 200:
                     self._write(State.READY, detail=self._remark, reason="")
@@ -259,6 +268,54 @@ class EngineRunner:
                     heard = now()
                 elif now() - heard > self._spec.drain_timeout + _DEAF:
                     raise _NotServing("it did not listen any more, and did not end")
+
+    async def vitals(self, use: CardUse) -> Vitals:
+        """How it fares now.
+
+        Args:
+            use: what the cards are used for.
+        """
+        work = self._fleet.work(self.name)
+        pid = self._engine.pid
+        if pid is None:
+            return Vitals(engine=self.name, in_flight=work.in_flight)
+        async with self._client() as client:
+            asked = client if self._engine.ready else None
+            before = self._samples[0] if self._samples else await self._sample(pid, asked)
+            if vitals.now() - before.at < _MOMENT:
+                await asyncio.sleep(_MOMENT)
+            after = await self._sample(pid, asked)
+        cards = self._spec.cards or tuple(use.busy)
+        held = [use.held[each] for each in (pid, *keeper.descendants(pid)) if each in use.held]
+        on_card = self._spec.room is not None
+        return Vitals(
+            engine=self.name,
+            memory=await asyncio.to_thread(resident, pid),
+            card_memory=sum(held) if held else None,
+            in_flight=work.in_flight,
+            requests=after.counters.requests if after.counters else None,
+            tokens_per_second=vitals.tokens_per_second(before, after),
+            cores=vitals.cores(before, after),
+            card_use=max((use.busy[card] for card in cards if card in use.busy), default=None) if on_card else None,
+        )
+
+    async def _sample(self, pid: int, client: httpx2.AsyncClient | None) -> Sample:
+        """The engine at this moment; its counters only where ``client`` is there to ask."""
+        work = self._fleet.work(self.name)
+        counters = await vitals.counted(client) if client else None
+        processes = await asyncio.to_thread(vitals.processes, pid)
+        return Sample(vitals.now(), work.in_flight, work.bytes, processes, counters)
+
+    async def _feel(self, pid: int, client: httpx2.AsyncClient) -> None:
+        """Sample a ready engine; one that had nothing to do since is not asked what it has counted."""
+        last = self._samples[-1] if self._samples else None
+        if last and last.counters and not last.in_flight and not self._fleet.work(self.name).in_flight:
+            self._samples.append(replace(await self._sample(pid, None), counters=last.counters))
+        else:
+            self._samples.append(await self._sample(pid, client))
+
+    def _client(self) -> httpx2.AsyncClient:
+        return httpx2.AsyncClient(base_url=self._engine.url, trust_env=False, timeout=10.0)
 
     async def _health(self, client: httpx2.AsyncClient) -> int | None:
         """The status of the engine's ``/health``; 0 if it does not listen, None if it is too busy to answer."""

@@ -9,8 +9,9 @@ from typing import Any, Self
 import msgspec
 
 from tandem.engines.engine import EngineRunner, Spec
+from tandem.engines.hardware import card_use
 from tandem.errors import EngineError, SetupError
-from tandem.fleet import Fleet, State
+from tandem.fleet import Fleet, State, Vitals
 
 
 def in_turn(specs: Sequence[Spec]) -> list[list[Spec]]:
@@ -128,6 +129,11 @@ class Supervisor:
                     lost.append(exc)
             if lost:
                 raise EngineError(lost[0].engine, lost[0].cause.partition(": ")[2], lost[0].mend)
+
+    async def vitals(self) -> list[Vitals]:
+        """How every engine fares now; takes a moment."""
+        use = await asyncio.to_thread(card_use)
+        return list(await asyncio.gather(*(runner.vitals(use) for runner in list(self._runners.values()))))
 
     async def broken(self) -> None:
         """Returns never; raises what went wrong in the running of an engine itself, which is a bug."""
