@@ -175,6 +175,26 @@ async def test_the_port_is_open_while_engines_start(folder: Path, free_port: int
         await asyncio.wait_for(serving, 20)
 
 
+async def test_callers_are_told_when_to_come_again_by_the_last_start(folder: Path, free_port: int) -> None:
+    """Health has the phase, the time since the start began, what the last one took, and the last line."""
+    wanted = plan(folder, free_port, "--slow-start", "60")
+    wanted = replace(wanted, specs=(replace(wanted.specs[0], took=45.0),))
+    serving = asyncio.create_task(service.run(wanted, Fleet(), nothing))
+    async with httpx2.AsyncClient(base_url=wanted.address) as client:
+        await healthy(client, 503)
+        async with asyncio.timeout(20):
+            while "last_line" not in (told := (await client.get("/health")).json()["services"]["embedding"]):
+                await asyncio.sleep(0.1)
+        assert (told["status"], told["detail"], told["estimate"]) == ("loading", "loading weights", 45.0)
+        assert told["last_line"] == "INFO Starting to load model x..."
+        assert 0 < told["elapsed"] < 45
+        refused = await client.post("/v1/embeddings", json={"model": "embedding", "input": "a"})
+        assert refused.status_code == 503
+        assert 30 < int(refused.headers["retry-after"]) <= 45
+    async with control.ask(wanted.run_dir, "stop"):
+        await asyncio.wait_for(serving, 20)
+
+
 async def test_a_failed_start_ends_it(folder: Path, free_port: int) -> None:
     with pytest.raises(EngineError, match=r"embedding: ValueError: bad luck\. Its log is "):
         await asyncio.wait_for(
@@ -393,7 +413,7 @@ def test_of_a_running_service_only_what_changed_is_planned_anew(toml: str, kept:
     before = prepared(tmp_path, ENGINE + CODE)
     for spec in before.specs:
         assert spec.remember is not None
-        spec.remember(os.getpid(), Seen())
+        spec.remember(os.getpid(), Seen(), 7.5)
     after = prepared(tmp_path, toml, service.Running(before, {}))
     assert after.kept == kept
     for name in kept:
@@ -452,8 +472,10 @@ def test_what_an_engine_used_is_in_the_next_plan(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(service, "resident", lambda _: 3 * 2**30)
     (spec,) = prepared(tmp_path, ENGINE).specs
     assert spec.sized
+    assert spec.took == 0
     assert spec.remember is not None
-    spec.remember(1, Seen())
+    spec.remember(1, Seen(), 7.5)
+    assert prepared(tmp_path, ENGINE).specs[0].took == 7.5
     share = prepared(tmp_path, ENGINE).shares["embedding"]
     assert share.parts is not None
     assert (share.measured, share.parts.beside) == (True, 3 * 2**30)
@@ -467,7 +489,7 @@ def test_a_state_folder_that_cannot_be_written_stops_nobody(tmp_path: Path, monk
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     (spec,) = prepared(tmp_path, ENGINE).specs
     assert spec.remember is not None
-    spec.remember(os.getpid(), Seen())
+    spec.remember(os.getpid(), Seen(), 7.5)
     assert not prepared(tmp_path, ENGINE).shares["embedding"].measured
 
 
@@ -505,12 +527,12 @@ def test_five_starts_on_a_card_are_told_what_the_first_one_measured(
     assert not first.sized
     assert first.remember is not None
     # 5,000 blocks of 16 tokens of 112 KiB are 8.54 GiB.
-    first.remember(1, Seen(weights=2**30, cache=round(8.54 * 2**30), tokens=80_000))
+    first.remember(1, Seen(weights=2**30, cache=round(8.54 * 2**30), tokens=80_000), 7.5)
     told = []
     for free in (24_000, 23_900, 24_300, 24_100, 22_000):
         spec = planned(free)
         assert spec.sized
         told.append(spec.launch.argv[spec.launch.argv.index("--kv-cache-memory-bytes") + 1])
         assert spec.remember is not None
-        spec.remember(1, Seen(weights=2**30, cache=round(8.54 * 2**30), tokens=80_000, told=True))
+        spec.remember(1, Seen(weights=2**30, cache=round(8.54 * 2**30), tokens=80_000, told=True), 7.5)
     assert set(told) == {str(80_000 * 28 * 2 * 8 * 128 * 2)}

@@ -54,6 +54,8 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
         context: tokens that its model takes at most, prompt and answer together; 0 while that is not known.
         expected: while it starts, when it will be ready by the time its last start took, in seconds since the epoch;
             0 when nobody knows.
+        estimate: seconds that its last start took; 0 when nobody knows.
+        line: the last line that it logged while it starts.
         error: why it ended the last time that it did so by itself; empty if it never did.
         renewed: it is away because somebody asked for that (`tandem restart`, `tandem reload`): its requests wait.
     """
@@ -77,6 +79,8 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     expected: float = 0.0
     renewed: bool = False
     error: str = ""
+    estimate: float = 0.0
+    line: str = ""
 
     @property
     def ready(self) -> bool:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from tandem import control, notify
-from tandem.engines import footprints, restarts, weights
+from tandem.engines import footprints, restarts, state, weights
 from tandem.engines.engine import Spec
 from tandem.engines.footprints import Footprint, Seen
 from tandem.engines.hardware import Hardware, detect, resident
@@ -35,6 +35,7 @@ from tandem.router.listener import listen
 from tandem.rundir import RunDir, for_port
 from tandem.settings import ApiSettings, EngineSettings, Loaded, RouterSettings, Settings, engine_environment
 
+_STARTS = "starts.json"  # seconds that the last start of each engine took
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, kill, the terminal's end
 _ROUTER = ("-X", "faulthandler", "-m", "tandem.router")  # should it crash, its log says where
 _ROUTER_DEATHS = 5  # in a row, each within so many seconds of its start: then it is not going to live
@@ -145,6 +146,7 @@ def prepare(
         running.plan.run_dir.fits(_replicas(settings.engines)[0])
         router, run_dir, rotation = _as_it_is(router, running.plan.router), running.plan.run_dir, running.plan.rotation
     engines, first = _replicas(settings.engines)
+    starts = state.read(_STARTS)
     cache_environment = cache.environment(offline=settings.offline is not False)
 
     def spec(name: str, share: Share, port: int, key: str) -> Spec:
@@ -182,6 +184,7 @@ def prepare(
             sized=share.kv_cache is not None,
             memory=share.parts.total if share.parts else 0,
             remember=partial(_remember, key, share),
+            took=_took(starts.get(key)),
             rotation=rotation,
             supervision=settings.supervision,
             room=None if share.gpu_memory is None else partial(_room, share.cards, share.gpu_memory),
@@ -264,8 +267,10 @@ def _wanted(
     return wanted, keys
 
 
-def _remember(key: str, share: Share, pid: int, seen: Seen) -> None:
-    """Keep what an engine that is ready really uses, for the next plan."""
+def _remember(key: str, share: Share, pid: int, seen: Seen, took: float) -> None:
+    """Keep what an engine that is ready really uses, for the next plan, and how long its start took."""
+    with suppress(OSError):
+        state.write(_STARTS, key, took)
     before = footprints.remembered().get(key)
     found: Footprint | None = before
     if share.gpu_memory is None:
@@ -276,6 +281,11 @@ def _remember(key: str, share: Share, pid: int, seen: Seen) -> None:
     if found and found != before:
         with suppress(OSError):  # a service that runs well does not end over this
             footprints.remember(key, found)
+
+
+def _took(told: object) -> float:
+    """Seconds of the last start, as they were remembered; 0 where they were not."""
+    return float(told) if isinstance(told, int | float) and told > 0 else 0.0
 
 
 def _room(cards: tuple[int, ...], share: float) -> bool:

@@ -192,7 +192,7 @@ class ApiSettings(_Frozen):
 
 
 class SupervisionSettings(_Frozen):
-    """``[supervision]``: what is done about engines that die.
+    """``[supervision]``: what is done about engines that die or stand still.
 
     Attributes:
         max_restarts: how often an engine that dies is started again within ``restart_window``; then it has failed, and
@@ -201,12 +201,20 @@ class SupervisionSettings(_Frozen):
         first_pause: seconds that the first of these starts waits at most; each further one waits up to twice as long.
             The pause is drawn anew each time, between nothing and that.
         longest_pause: seconds that any of them waits at most.
+        start_timeout: seconds after which an engine that starts, and logs, reads and computes nothing, is stalled;
+            after twice as long it is ended. How long a start takes does not matter.
+        stall_timeout: seconds after which a serving engine that has requests, and of which nothing moves, is started
+            anew.
+        stall_tokens_per_second: that many tokens in its requests give it a second more.
     """
 
     max_restarts: int = Field(default=5, ge=0)
     restart_window: float = Field(default=600.0, gt=0)
     first_pause: float = Field(default=2.0, ge=0)
     longest_pause: float = Field(default=60.0, ge=0)
+    start_timeout: float = Field(default=300.0, gt=0)
+    stall_timeout: float = Field(default=60.0, gt=0)
+    stall_tokens_per_second: float = Field(default=500.0, gt=0)
 
 
 def _bytes(value: object) -> object:

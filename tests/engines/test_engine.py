@@ -12,7 +12,6 @@ import pytest
 
 from tandem.engines import engine as engine_module
 from tandem.engines.engine import EngineRunner, Spec
-from tandem.engines.footprints import Seen
 from tandem.engines.supervisor import Supervisor, in_turn
 from tandem.errors import EngineError, SetupError
 from tandem.fleet import Engine, Fleet, Snapshot, State, Work
@@ -83,6 +82,49 @@ async def test_health_alone_is_not_readiness(make_spec: MakeSpec) -> None:
     assert engine.reason.startswith('it answered its first request with 500: {"error": "broken"}')
 
 
+async def test_a_start_that_stands_still_is_stalled_and_then_ended(
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what it did last, and its last line; its arguments are not told."""
+    monkeypatch.setattr(engine_module, "_LOOK", 0.05)
+    fleet = Fleet()
+    spec = replace(make_spec("embedding", "--slow-start", "600"), supervision=SupervisionSettings(start_timeout=1))
+    running = asyncio.create_task(EngineRunner(spec, fleet).run())
+    stalled = await reached(fleet, lambda e: e.state is State.STALLED)
+    assert stalled.reason == (
+        "for 1 s it has logged, read and computed nothing; the last it did: loading weights; "
+        "its last line: INFO Starting to load model x..."
+    )
+    failed = await reached(fleet, lambda e: e.state is State.FAILED)
+    assert failed.reason.startswith("it stalled: for 2 s it has logged, read and computed nothing; the last it did")
+    await asyncio.wait_for(running, 10)
+
+
+async def test_a_start_that_computes_is_not_stalled_however_long_it_takes(
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here more than twice the time-out, with which it would be ended; its last line is told meanwhile."""
+    monkeypatch.setattr(engine_module, "_LOOK", 0.05)
+    fleet, states, lines = Fleet(), set[State](), set[str]()
+    spec = make_spec("embedding", "--busy", "--slow-start", "4")
+    spec = replace(spec, supervision=SupervisionSettings(start_timeout=1.5), took=7.5)
+    runner = EngineRunner(spec, fleet)
+    running = asyncio.create_task(runner.run())
+    starting = await reached(fleet, lambda e: e.state is State.STARTING)
+    assert (starting.estimate, round(starting.expected - starting.started, 1)) == (7.5, 7.5)
+    async for snapshot in fleet.snapshots():
+        states |= {engine.state for engine in snapshot.engines}
+        lines |= {engine.line for engine in snapshot.engines}
+        if snapshot.ready or states & {State.STALLED, State.FAILED}:
+            break
+    assert states == {State.STARTING, State.LOADING, State.READY}
+    assert "INFO Starting to load model x..." in lines
+    assert fleet.now.engines[0].line == ""
+    assert fleet.now.engines[0].estimate != 7.5
+    runner.stop()
+    await asyncio.wait_for(running, 10)
+
+
 async def test_a_crashed_engine_is_restarted(make_spec: MakeSpec) -> None:
     """Killed while it serves: restarting, with the reason, and ready again with another process."""
     fleet = Fleet()
@@ -119,6 +161,38 @@ async def test_an_engine_that_listens_no_more_and_does_not_end_is_restarted(
     assert again.pid not in (None, first.pid)
     runner.kill()
     await asyncio.wait_for(running, 20)
+
+
+STALLS = SupervisionSettings(first_pause=0, stall_timeout=1)
+
+
+async def test_an_engine_that_has_work_and_does_not_move_is_started_anew(make_spec: MakeSpec) -> None:
+    """Though its own health check stays good; one that has nothing to do is left alone."""
+    async with serving(replace(make_spec(), supervision=STALLS)) as (_, fleet):
+        (first,) = fleet.now.engines
+        os.kill(first.pid or 0, signal.SIGUSR1)
+        await asyncio.sleep(1.5)
+        assert fleet.now.engines == (first,)
+        fleet.report("router", [Work("embedding", in_flight=3, open=True)])
+        stalled = await reached(fleet, lambda e: e.state is State.STALLED)
+        assert stalled.reason == "it has 3 requests in flight, and for 1 s nothing of it has moved"
+        down = await reached(fleet, lambda e: e.state is State.RESTARTING)
+        assert down.error == stalled.reason
+        fleet.report("router", [])
+        again = await reached(fleet, lambda e: e.ready)
+        assert (again.restarts, again.pid == first.pid) == (1, False)
+
+
+@pytest.mark.parametrize("flags", [["--busy"], []], ids=["it computes", "callers are slow to take their answers"])
+async def test_an_engine_that_moves_or_answers_is_left_alone(flags: list[str], make_spec: MakeSpec) -> None:
+    """For many times its grace: one that computes and finishes nothing, or that finishes what is asked now."""
+    async with serving(replace(make_spec("embedding", *flags), supervision=STALLS)) as (_, fleet):
+        (first,) = fleet.now.engines
+        if flags:
+            os.kill(first.pid or 0, signal.SIGUSR1)
+        fleet.report("router", [Work("embedding", in_flight=3, open=True)])
+        await asyncio.sleep(3)
+        assert fleet.now.engines == (first,)
 
 
 async def test_an_engine_that_keeps_crashing_is_given_up_and_the_others_serve_on(make_spec: MakeSpec) -> None:
@@ -221,17 +295,38 @@ async def test_engines_whose_sizes_are_known_start_together(make_spec: MakeSpec)
         starting.cancel()
 
 
-async def test_what_an_engine_said_of_its_memory_is_handed_on_once_it_is_ready(make_spec: MakeSpec) -> None:
-    """With the process that it is."""
-    told: list[tuple[int, Seen]] = []
+async def test_who_waits_for_another_tells_when_it_will_be_ready(make_spec: MakeSpec) -> None:
+    """By the last starts of both; nothing where one is not known."""
+    specs = [
+        replace(make_spec("a", "--slow-start", "60"), took=30),
+        replace(make_spec("b"), took=20),
+        make_spec("c"),
+        replace(make_spec("d"), took=20),
+    ]
     fleet = Fleet()
-    spec = replace(make_spec(), remember=lambda pid, seen: told.append((pid, seen)))
+    async with Supervisor(specs, fleet) as supervisor:
+        starting = asyncio.create_task(supervisor.start())
+        a = await reached(fleet, lambda e: e.state is not State.PLANNED)
+        assert a.expected > 0
+        expected = {engine.name: engine.expected for engine in fleet.now.engines}
+        assert round(expected["b"] - a.expected) == 20
+        assert (expected["c"], expected["d"]) == (0, 0)
+        starting.cancel()
+
+
+async def test_what_an_engine_said_of_its_memory_is_handed_on_once_it_is_ready(make_spec: MakeSpec) -> None:
+    """With the process that it is, and how long its start took."""
+    told: list[tuple[int, float]] = []
+    fleet = Fleet()
+    spec = replace(make_spec(), remember=lambda pid, seen, took: told.append((pid, took)))
     async with Supervisor([spec], fleet) as supervisor:
         await asyncio.wait_for(supervisor.start(), 20)
         async with asyncio.timeout(5):
             while not told:
                 await asyncio.sleep(0.01)
-        assert [pid for pid, _ in told] == [fleet.now.engines[0].pid]
+        engine = fleet.now.engines[0]
+        assert told == [(engine.pid, engine.estimate)]
+        assert engine.estimate > 0
 
 
 async def test_an_engine_that_fails_while_the_next_starts_ends_the_start(make_spec: MakeSpec) -> None:

@@ -69,6 +69,11 @@ def _line(engine: Engine) -> str:
     return f"{engine.name}: {engine.state}{elapsed}" + (f": {detail}" if detail else "")
 
 
+def _time(engine: Engine, elapsed: float) -> str:
+    about = f" of about {duration(engine.estimate)}" if engine.estimate and not engine.ready else ""
+    return duration(elapsed) + about
+
+
 def _table(snapshot: Snapshot) -> Table:
     table = Table.grid(padding=(0, 2))
     for engine in snapshot.engines:
@@ -80,6 +85,6 @@ def _table(snapshot: Snapshot) -> Table:
             Text(engine.model, "dim"),
             Text(engine.state.value, style),
             Text(engine.detail or (engine.reason if engine.state in _MARKS else "")),
-            Text(duration(ended - began) if began else "", "dim"),
+            Text(_time(engine, ended - began) if began else "", "dim"),
         )
     return table

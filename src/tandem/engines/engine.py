@@ -2,9 +2,10 @@
 
 import asyncio
 import random
+import re
 import shutil
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,14 +20,16 @@ from tandem.engines.hardware import CardUse, resident
 from tandem.engines.launch import Launch
 from tandem.engines.phases import STARTED, phase_after, remark
 from tandem.engines.process import EngineProcess, environment
-from tandem.engines.vitals import Sample
+from tandem.engines.progress import Progress, Start
+from tandem.engines.vitals import Processes, Sample
 from tandem.fleet import Engine, Fleet, State, Vitals, now
 from tandem.logfile import Rotation
 from tandem.settings import SupervisionSettings
 
 _POLL = 0.25  # seconds between two questions whether a starting engine listens yet
 _WATCH = 2.0  # seconds between two looks at a ready engine
-_PATIENCE = 600.0  # seconds that the first real request may take: a CPU may page in gigabytes for it
+_LOOK = 1.0  # seconds between two looks at whether a starting engine moves
+_LINE = 300  # characters of its last line that are told
 _ROOM = 60.0  # seconds for which the memory of an engine that died is waited for
 _ROOM_POLL = 1.0
 _SAMPLES = 6  # that are kept of a ready engine: the last ten seconds
@@ -53,7 +56,9 @@ class Spec:
         cards: the cards it may see, by index; empty where there is but one, or none.
         sized: whether it is told how large its KV cache is, and does not measure.
         memory: bytes that it was planned to take, on each of its cards or of RAM; 0 where that is not known.
-        remember: called once it is ready, with its process and what its log said of its memory.
+        remember: called once it is ready, with its process, what its log said of its memory, and the seconds that its
+            start took.
+        took: seconds that its last start took; 0 where that is not known.
         rotation: of its log.
         supervision: what is done when it dies.
         room: whether there is room for it, asked before it is started again; None where that is not known.
@@ -68,7 +73,8 @@ class Spec:
     cards: tuple[int, ...] = ()
     sized: bool = False
     memory: int = 0
-    remember: Callable[[int, Seen], None] | None = None
+    remember: Callable[[int, Seen, float], None] | None = None
+    took: float = 0.0
     rotation: Rotation = field(default_factory=Rotation)
     supervision: SupervisionSettings = field(default_factory=SupervisionSettings)
     room: Callable[[], bool] | None = None
@@ -84,14 +90,14 @@ class EngineRunner:
     def __init__(self, spec: Spec, fleet: Fleet) -> None:
         self._spec = spec
         self._fleet = fleet
-        self._engine = spec.engine
+        self._engine = msgspec.structs.replace(spec.engine, estimate=spec.took)
         self._phase = STARTED
         self._remark = ""
         self._seen = Seen()
         self._process: EngineProcess | None = None
         self._ready_at: float | None = None
         self._samples: deque[Sample] = deque(maxlen=_SAMPLES)  # of its present life, once it was ready
-        self._took = 0.0  # seconds of its last start; 0 before the first
+        self._lines = 0  # logged in its present life
         self._stopping = asyncio.Event()
         self._renewing = asyncio.Event()
         self._next: Spec | None = None
@@ -132,9 +138,11 @@ class EngineRunner:
                 self._give_up(len(deaths) if trusted else 0)
                 return
             pause = restarts.pause(deaths, supervision, random.random())  # noqa: S311 - jitter
-            expected = now() + pause + self._took if self._took else 0.0
             self._write(
-                State.RESTARTING, restarts=self._engine.restarts + 1, expected=expected, error=self._engine.reason
+                State.RESTARTING,
+                restarts=self._engine.restarts + 1,
+                expected=self._expected(pause),
+                error=self._engine.reason,
             )
             await self._pause(pause)
             await self._room()
@@ -177,7 +185,15 @@ class EngineRunner:
         self._ready_at = None
         self._samples.clear()
         before = f" again; before that: {self._engine.reason}" if self._engine.state is State.RESTARTING else ""
-        self._write(State.STARTING, detail=STARTED.detail, reason=f"it is starting{before}", started=now())
+        self._lines = 0
+        self._write(
+            State.STARTING,
+            detail=STARTED.detail,
+            reason=f"it is starting{before}",
+            started=now(),
+            expected=self._expected(),
+            line="",
+        )
         process = self._process = await EngineProcess.start(
             self._spec.launch.argv,
             environment(self._spec.inherited, self._spec.launch.env),
@@ -220,9 +236,12 @@ class EngineRunner:
 
     async def _drain(self, stopping: "asyncio.Task[bool]") -> None:
         """Have the routers give it no more, and wait until they have all that it was asked, within its time."""
-        expected = now() + self._took if self._took else 0.0
         self._write(
-            State.DRAINING, detail="finishing requests", reason=self._leaving(), renewed=True, expected=expected
+            State.DRAINING,
+            detail="finishing requests",
+            reason=self._leaving(),
+            renewed=True,
+            expected=self._expected(),
         )
         idle = asyncio.create_task(self._fleet.idle(self.name))
         await asyncio.wait({idle, stopping}, timeout=self._spec.drain_timeout, return_when=asyncio.FIRST_COMPLETED)
@@ -234,12 +253,10 @@ class EngineRunner:
     async def _watch(self, process: EngineProcess) -> None:
         """Ready once the engine's own health and one real request say so; from then on, as its health goes."""
         async with self._client() as client:
-            while await self._health(client) != 200:
-                await asyncio.sleep(_POLL)
-            await self._first_request(client)
+            await self._while_it_moves(process, self._come_up(client))
             context = await self._context(client)
             self._ready_at = now()
-            self._took = self._ready_at - self._engine.started
+            took = self._ready_at - self._engine.started
             self._write(
                 State.READY,
                 detail=self._remark,
@@ -248,15 +265,18 @@ class EngineRunner:
                 context=context,
                 expected=0.0,
                 renewed=False,
+                estimate=took,
+                line="",
             )
             self._answer("")
             if self._spec.remember and process.pid is not None:
-                await asyncio.to_thread(self._spec.remember, process.pid, self._seen)
+                await asyncio.to_thread(self._spec.remember, process.pid, self._seen, took)
             heard = now()
+            progress: Progress | None = None
             while True:
                 await asyncio.sleep(_WATCH)
                 if (pid := process.pid) is not None:
-                    await self._feel(pid, client)
+                    progress = await self._check_progress(pid, client, progress)
                 health = await self._health(client)
                 if health == 200:
                     self._write(State.READY, detail=self._remark, reason="")
@@ -306,6 +326,31 @@ class EngineRunner:
         processes = await asyncio.to_thread(vitals.processes, pid)
         return Sample(vitals.now(), work.in_flight, work.bytes, processes, counters)
 
+    async def _check_progress(self, pid: int, client: httpx2.AsyncClient, before: Progress | None) -> Progress:
+        """See whether it moves. In doubt, ask it something: callers may just be slow to take their answers.
+
+        Raises:
+            _NotServing: it has work, nothing has moved for its grace, and it does not answer.
+        """
+        await self._feel(pid, client)
+        sample = self._samples[-1]
+        progress = before.after(sample) if before else Progress(sample, sample.at)
+        grace = progress.grace(self._spec.supervision)
+        if progress.still < grace / 2:
+            return progress
+        try:
+            async with asyncio.timeout(grace - progress.still):
+                await self._first_request(client)
+            return progress.answered()
+        except TimeoutError:
+            last = await self._sample(pid, client)
+        progress = progress.after(last)
+        if progress.still < grace:
+            return progress
+        reason = f"it has {last.in_flight} requests in flight, and for {progress.still:.0f} s nothing of it has moved"
+        self._write(State.STALLED, reason=reason)
+        raise _NotServing(reason)
+
     async def _feel(self, pid: int, client: httpx2.AsyncClient) -> None:
         """Sample a ready engine; one that had nothing to do since is not asked what it has counted."""
         last = self._samples[-1] if self._samples else None
@@ -326,6 +371,43 @@ class EngineRunner:
         except httpx2.TransportError:
             return 0
 
+    async def _come_up(self, client: httpx2.AsyncClient) -> None:
+        """Returns once it is healthy and has answered a real request."""
+        while await self._health(client) != 200:
+            await asyncio.sleep(_POLL)
+        await self._first_request(client)
+
+    async def _while_it_moves(self, process: EngineProcess, coming: Coroutine[None, None, None]) -> None:
+        """Wait until it has come up, for as long as it logs, reads or computes.
+
+        Raises:
+            _NotServing: it does none of these, or refused its first request.
+        """
+        timeout = self._spec.supervision.start_timeout
+        start = Start(vitals.now(), self._lines, Processes(), vitals.now())
+        task = asyncio.create_task(coming)
+        try:
+            while not (await asyncio.wait({task}, timeout=_LOOK))[0]:
+                pid = process.pid
+                did = await asyncio.to_thread(vitals.processes, pid) if pid is not None else Processes()
+                start = start.after(vitals.now(), self._lines, did)
+                line = next((line for line in reversed(process.lines) if _TELLING.search(line)), "").strip()[:_LINE]
+                if start.still < timeout:
+                    state = self._phase.state if self._engine.state is State.STALLED else self._engine.state
+                    self._write(state, detail=self._phase.detail, line=line)
+                    continue
+                reason = (
+                    f"for {start.still:.0f} s it has logged, read and computed nothing; "
+                    f"the last it did: {self._phase.detail}" + (f"; its last line: {line}" if line else "")
+                )
+                self._write(State.STALLED, detail="", reason=reason, line=line)
+                if start.still >= 2 * timeout:
+                    raise _NotServing(f"it stalled: {reason}")
+            await task
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
     async def _context(self, client: httpx2.AsyncClient) -> int:
         """How many tokens the model takes, as the engine has it; 0 if it does not tell."""
         try:
@@ -341,13 +423,19 @@ class EngineRunner:
         else:
             path, body = "/v1/completions", {**body, "prompt": "ready?", "max_tokens": 1}
         try:
-            answer = await client.post(path, json=body, timeout=_PATIENCE)
+            # However long it takes: a CPU may page in gigabytes for it, and computes meanwhile.
+            answer = await client.post(path, json=body, timeout=None)
         except httpx2.TransportError as exc:
             raise _NotServing(f"it broke off its first request ({exc})") from exc
         if answer.status_code != 200:
             raise _NotServing(f"it answered its first request with {answer.status_code}: {answer.text[:300]}")
 
+    def _expected(self, pause: float = 0.0) -> float:
+        """When it will be ready if it starts after ``pause`` seconds, by its last start; 0 if nobody knows."""
+        return now() + pause + self._engine.estimate if self._engine.estimate else 0.0
+
     def _heard(self, line: str) -> None:
+        self._lines += 1
         self._remark = remark(line) or self._remark
         self._seen = seen_after(self._seen, line)
         phase = phase_after(self._phase, line)
@@ -385,8 +473,8 @@ class EngineRunner:
         self._next = None
         self._renewing.clear()
         self._take(spec)
-        expected = now() + self._took if self._took else 0.0
-        self._write(State.WAITING, reason="", detail="", pid=None, renewed=True, expected=expected)
+        self._engine = msgspec.structs.replace(self._engine, estimate=spec.took or self._engine.estimate)
+        self._write(State.WAITING, reason="", detail="", pid=None, renewed=True, expected=self._expected())
 
     def _take(self, spec: Spec) -> None:
         self._spec = spec
@@ -405,5 +493,10 @@ class EngineRunner:
 
 
 # What an engine's snapshot has of its life, and not of its settings.
-_LIVED = ("state", "detail", "reason", "since", "started", "pid", "restarts", "context", "expected", "renewed", "error")
+_LIVED = (
+    *("state", "detail", "reason", "since", "started", "pid", "restarts", "context", "expected", "renewed", "error"),
+    *("estimate", "line"),
+)
+# Not the line in which vLLM repeats its arguments, of which some are secrets; nor one without words.
+_TELLING = re.compile(r"^(?!.*\bargs\b).*\w{2}")
 _ON_THE_WAY = frozenset({State.STARTING, State.LOADING, State.SIZING, State.WARMING})

@@ -11,7 +11,7 @@ import msgspec
 from tandem.engines.engine import EngineRunner, Spec
 from tandem.engines.hardware import card_use
 from tandem.errors import EngineError, SetupError
-from tandem.fleet import Fleet, State, Vitals
+from tandem.fleet import Fleet, State, Vitals, now
 
 
 def in_turn(specs: Sequence[Spec]) -> list[list[Spec]]:
@@ -61,11 +61,18 @@ class Supervisor:
             EngineError: one ended or refused before it was ready.
         """
         turns = in_turn([runner.spec for runner in self._runners.values()])
-        for engine in self._fleet.now.engines:
-            if not any(engine.name == spec.engine.name for spec in turns[0]):
-                self._fleet.put(
-                    msgspec.structs.replace(engine, state=State.WAITING, reason="it waits for the engine before it")
+        before = max(spec.took for spec in turns[0])
+        for turn in turns[1:]:
+            for spec in turn:
+                waiting = msgspec.structs.replace(
+                    spec.engine,
+                    state=State.WAITING,
+                    reason="it waits for the engine before it",
+                    estimate=spec.took,
+                    expected=now() + before + spec.took if before and spec.took else 0.0,
                 )
+                self._fleet.put(waiting)
+            before = before and max(spec.took for spec in turn) and before + max(spec.took for spec in turn)
         for turn in turns:
             names = [spec.engine.name for spec in turn]
             for name in names:

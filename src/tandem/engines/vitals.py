@@ -74,7 +74,8 @@ def processes(server: int) -> Processes:
         used = (int(fields[11]) + int(fields[12])) / _TICKS
         cpu += used
         workers += used if pid != server else 0.0
-        read += int(told.split()[1])
+        words = told.split()
+        read += int(words[1]) + int(words[9])  # by calls, and what mapping a file has brought from the disk
         stopped = stopped or fields[0] in "Tt"
     return Processes(cpu, workers, read, stopped)
 
