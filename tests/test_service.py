@@ -31,6 +31,7 @@ from tandem.service import Plan
 from tandem.settings import ApiSettings, RouterSettings, load
 
 from .engines.fakes import fake_spec, gone
+from .engines.test_orphans import left_behind
 
 pytestmark = pytest.mark.process
 
@@ -200,6 +201,21 @@ async def test_a_failed_start_ends_it(folder: Path, free_port: int) -> None:
         await asyncio.wait_for(
             service.run(plan(folder, free_port, "--fail", "ValueError: bad luck"), Fleet(), nothing), 20
         )
+
+
+async def test_the_next_start_clears_what_a_killed_service_left(
+    folder: Path, free_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Supervisor and keeper were killed together: of the engine its grandchild lives on until then."""
+    (server, grandchild), engine = await left_behind(RunDir(folder))
+    wanted = plan(folder, free_port)
+    async with running(wanted, Fleet()) as serving:
+        assert await gone(server, grandchild)
+        assert f"cleared 1 processes that an earlier service on {folder} left behind" in caplog.text
+        async with control.ask(wanted.run_dir, "stop"):
+            await asyncio.wait_for(serving, 20)
+    await asyncio.wait_for(engine.wait(), 10)
+    (folder / "embedding.log").unlink()
 
 
 async def test_a_taken_port_ends_it_before_anything_starts(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import logging
 import os
 import signal
 import socket
@@ -23,6 +24,7 @@ from tandem.engines.hardware import Hardware, detect, resident
 from tandem.engines.install import Vllm, remove_replaced
 from tandem.engines.launch import dtype, launch
 from tandem.engines.model import read as model_facts
+from tandem.engines.orphans import sweep
 from tandem.engines.plan import Share, Wanted, plan
 from tandem.engines.process import free_port
 from tandem.engines.supervisor import Supervisor
@@ -35,6 +37,7 @@ from tandem.router.listener import listen
 from tandem.rundir import RunDir, for_port
 from tandem.settings import ApiSettings, EngineSettings, Loaded, RouterSettings, Settings, engine_environment
 
+_log = logging.getLogger("tandem")
 _STARTS = "starts.json"  # seconds that the last start of each engine took
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, kill, the terminal's end
 _ROUTER = ("-X", "faulthandler", "-m", "tandem.router")  # should it crash, its log says where
@@ -325,6 +328,10 @@ async def run(plan: Plan, fleet: Fleet, on_ready: Callable[[], Awaitable[None]],
         listen(plan.router.host, plan.router.port) as listener,
         _Ports() as ports,
     ):
+        if killed := await asyncio.to_thread(sweep, plan.run_dir):
+            _log.warning(
+                "cleared %d processes that an earlier service on %s left behind", len(killed), plan.run_dir.path
+            )
         supervisor = Supervisor(plan.specs, fleet)
         desk = _Desk(plan, fleet, supervisor, ports, again)
         stop = desk.stopping
