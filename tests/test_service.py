@@ -438,6 +438,18 @@ def test_of_a_running_service_only_what_changed_is_planned_anew(toml: str, kept:
     assert len({spec.engine.url for spec in after.specs}) == len(after.specs)
 
 
+def test_a_renamed_engine_may_keep_its_port(tmp_path: Path) -> None:
+    """Though the one that has it still listens there."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        (spec,) = prepared(tmp_path, ENGINE).specs
+        taken = replace(spec, engine=msgspec.structs.replace(spec.engine, url=f"http://127.0.0.1:{port}"))
+        before = replace(prepared(tmp_path, ENGINE), specs=(taken,))
+        toml = f"[engines.renamed]\nkind = 'embedding'\nmodel = 'org/m'\nport = {port}\n"
+        after = prepared(tmp_path, toml, service.Running(before, {}))
+    assert after.specs[0].engine.url == taken.engine.url
+
+
 def test_what_only_a_restart_changes_is_named_and_stays(tmp_path: Path) -> None:
     before = prepared(tmp_path, ENGINE)
     toml = "log_files = 1\nrun_dir = '/tmp/x'\n[router]\nport = 8999\ndrain_timeout = 3.0\nmax_queue = 7\n" + ENGINE

@@ -195,11 +195,14 @@ def prepare(
 
     wanted, keys = _wanted(engines, {name: models[first.get(name, name)] for name in engines}, vllm, hardware)
     ports: dict[str, int] = {}
+    given_back = {running.port(name) for name in running.plan.engines if name not in engines} if running else set()
     for name, engine in engines.items():
         asked = ("engines", name, "port") in loaded.origins
         had = running.port(name) if running else None
         if had and (engine.port == had or not asked):
             ports[name] = had
+        elif engine.port and engine.port in given_back and engine.port not in ports.values():
+            ports[name] = engine.port  # by then, the engine that listens there has ended
         elif starting or not engine.port:
             ports[name] = _port(engine.port, name, {router.port, *ports.values()}, asked=asked)
         else:

@@ -58,7 +58,7 @@ def gone(pids: list[int]) -> bool:
 def test_a_saturated_engine_is_left_alone(service: Service) -> None:
     """For several times its grace it has more to do than it can; each of its callers gets an answer."""
     with ThreadPoolExecutor(8) as threads:
-        asking = [threads.submit(ask, service, 400) for _ in range(8)]
+        asking = [threads.submit(ask, service, 100) for _ in range(8)]
         table = command("status", "--run-dir", str(service.run_dir.path))
         assert {asked.result().status_code for asked in asking} == {200}
     assert table.returncode == 0
@@ -133,6 +133,7 @@ def test_what_a_killed_service_and_keeper_leave_is_cleared_by_the_next_start(ser
     again = Service(service.output.parent, "up", port=service.port)
     try:
         again.until(lambda: gone(old), "the end of the orphans", 60)
+        again.until_said("embedding: starting")
         assert again.stop() == 0
     finally:
         again.close()

@@ -108,8 +108,7 @@ class Supervisor:
             begun: called when it begins: from then on, ``specs`` is what there is.
 
         Raises:
-            SetupError: it is no time for it.
-            EngineError: some did not come back; all others are as they are to be.
+            SetupError: it is no time for it; or some did not come back, and all others are as they are to be.
         """
         async with self._change():
             begun()
@@ -135,7 +134,8 @@ class Supervisor:
                 except EngineError as exc:
                     lost.append(exc)
             if lost:
-                raise EngineError(lost[0].engine, lost[0].cause.partition(": ")[2], lost[0].mend)
+                causes = "; ".join(each.cause for each in lost)
+                raise SetupError(causes, "`tandem logs` tells more; mend the settings, and `tandem reload` again")
 
     async def vitals(self) -> list[Vitals]:
         """How every engine fares now; takes a moment."""
