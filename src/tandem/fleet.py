@@ -6,7 +6,7 @@ prober) is the only writer; everyone else reads the current snapshot or waits fo
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Hashable, Iterable
 from enum import StrEnum
 from typing import Literal
 
@@ -54,6 +54,10 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
         context: tokens that its model takes at most, prompt and answer together; 0 while that is not known.
         expected: while it starts, when it will be ready by the time its last start took, in seconds since the epoch;
             0 when nobody knows.
+        estimate: seconds that its last start took; 0 when nobody knows.
+        line: the last line that it logged while it starts.
+        error: why it ended the last time that it did so by itself; empty if it never did.
+        renewed: it is away because somebody asked for that (`tandem restart`, `tandem reload`): its requests wait.
     """
 
     name: str
@@ -73,6 +77,10 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer: str = ""
     context: int = 0
     expected: float = 0.0
+    renewed: bool = False
+    error: str = ""
+    estimate: float = 0.0
+    line: str = ""
 
     @property
     def ready(self) -> bool:
@@ -113,12 +121,57 @@ class Snapshot(msgspec.Struct, frozen=True):
         return bool(self.engines) and all(engine.ready for engine in self.engines)
 
 
+class Work(msgspec.Struct, frozen=True):
+    """What one engine has to do, as a router tells it.
+
+    Attributes:
+        engine: its name.
+        in_flight: requests that it has.
+        bytes: of these requests' bodies, all together.
+        open: whether it is given more.
+    """
+
+    engine: str
+    in_flight: int = 0
+    bytes: int = 0
+    open: bool = False
+
+
+class Vitals(msgspec.Struct, frozen=True, kw_only=True):
+    """How an engine fares at one moment. None where nobody can tell.
+
+    Attributes:
+        engine: its name.
+        memory: bytes of RAM that its processes hold; what several share counts once.
+        card_memory: bytes that they hold of cards.
+        in_flight: requests that it has.
+        requests: that it has answered since it started; texts, for an embedding engine.
+        tokens_per_second: read and written, over the last seconds.
+        cores: that it kept busy over the last seconds.
+        card_use: how busy its cards are, from 0 to 1; others may use them, too.
+    """
+
+    engine: str
+    memory: int | None = None
+    card_memory: int | None = None
+    in_flight: int = 0
+    requests: int | None = None
+    tokens_per_second: float | None = None
+    cores: float | None = None
+    card_use: float | None = None
+
+
 class Fleet:
-    """The current snapshot, and a way to wait for the next. Lives on one event loop."""
+    """The current snapshot, and a way to wait for the next. Lives on one event loop.
+
+    Beside the supervisor it also keeps what the routers tell of the engines' work.
+    """
 
     def __init__(self, snapshot: Snapshot | None = None) -> None:
         self._snapshot = snapshot or Snapshot()
         self._changed = asyncio.Event()
+        self._work: dict[Hashable, tuple[Work, ...]] = {}
+        self._worked = asyncio.Event()
 
     @property
     def now(self) -> Snapshot:
@@ -135,6 +188,34 @@ class Fleet:
         """Publish one engine's new snapshot in the place of its old one, or as the last."""
         engines = {e.name: e for e in self._snapshot.engines} | {engine.name: engine}
         self.replace(msgspec.structs.replace(self._snapshot, engines=tuple(engines.values())))
+
+    def remove(self, name: str) -> None:
+        """Forget an engine."""
+        left = tuple(engine for engine in self._snapshot.engines if engine.name != name)
+        self.replace(msgspec.structs.replace(self._snapshot, engines=left))
+
+    def report(self, router: Hashable, work: Iterable[Work]) -> None:
+        """Note what ``router`` says; nothing at all, once it is gone: its requests went with it."""
+        self._work[router] = tuple(work)
+        if not self._work[router]:
+            del self._work[router]
+        worked, self._worked = self._worked, asyncio.Event()
+        worked.set()
+
+    def work(self, name: str) -> Work:
+        """What the engine has to do, of all routers together."""
+        told = [work for each in self._work.values() for work in each if work.engine == name]
+        return Work(
+            name,
+            sum(work.in_flight for work in told),
+            sum(work.bytes for work in told),
+            any(work.open for work in told),
+        )
+
+    async def idle(self, name: str) -> None:
+        """Wait until no router has anything in flight with the engine, or would give it more."""
+        while (work := self.work(name)).in_flight or work.open:
+            await self._worked.wait()
 
     def drain(self) -> None:
         """Say that the service is on its way out."""

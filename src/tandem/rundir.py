@@ -58,6 +58,19 @@ class RunDir:
                 f"the run folder {self.path} cannot be used: {exc.strerror}", "Choose another with --run-dir"
             ) from exc
 
+    def fits(self, engines: Iterable[str]) -> None:
+        """Whether engines of these names can have their sockets here.
+
+        Raises:
+            SetupError: the folder's path is too long for that.
+        """
+        excess = max((len(os.fsencode(self.tmp(name))) - _LONGEST_TMP for name in engines), default=0)
+        if excess > 0:
+            raise SetupError(
+                f"the run folder's path is {excess} bytes too long for the engines' Unix sockets: {self.path}",
+                "Choose a shorter one with --run-dir",
+            )
+
     @contextmanager
     def claim(self, engines: Iterable[str] = ()) -> Iterator[None]:
         """Make the folder this process's own until the block ends, then take away all but the logs.
@@ -67,12 +80,7 @@ class RunDir:
         Raises:
             SetupError: another live service has it, it belongs to another user, or its path is too long.
         """
-        excess = max((len(os.fsencode(self.tmp(name))) - _LONGEST_TMP for name in engines), default=0)
-        if excess > 0:
-            raise SetupError(
-                f"the run folder's path is {excess} bytes too long for the engines' Unix sockets: {self.path}",
-                "Choose a shorter one with --run-dir",
-            )
+        self.fits(engines)
         self.make()
         with self.pid_file.open("a+") as lock:
             try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import logging
 import os
 import signal
 import socket
@@ -16,25 +17,28 @@ from urllib.parse import urlsplit
 import msgspec
 
 from tandem import control, notify
-from tandem.engines import footprints, weights
+from tandem.engines import footprints, restarts, state, weights
 from tandem.engines.engine import Spec
 from tandem.engines.footprints import Footprint, Seen
-from tandem.engines.hardware import Hardware, resident
+from tandem.engines.hardware import Hardware, detect, resident
 from tandem.engines.install import Vllm, remove_replaced
 from tandem.engines.launch import dtype, launch
 from tandem.engines.model import read as model_facts
+from tandem.engines.orphans import sweep
 from tandem.engines.plan import Share, Wanted, plan
 from tandem.engines.process import free_port
 from tandem.engines.supervisor import Supervisor
 from tandem.errors import SettingsError, SetupError
-from tandem.fleet import Engine, Fleet
+from tandem.fleet import Engine, Fleet, Vitals
 from tandem.logfile import LogPipe, Rotation
 from tandem.notify import Notifier
 from tandem.router import exposure
 from tandem.router.listener import listen
 from tandem.rundir import RunDir, for_port
-from tandem.settings import ApiSettings, EngineSettings, Loaded, RouterSettings, engine_environment
+from tandem.settings import ApiSettings, EngineSettings, Loaded, RouterSettings, Settings, engine_environment
 
+_log = logging.getLogger("tandem")
+_STARTS = "starts.json"  # seconds that the last start of each engine took
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, kill, the terminal's end
 _ROUTER = ("-X", "faulthandler", "-m", "tandem.router")  # should it crash, its log says where
 _ROUTER_DEATHS = 5  # in a row, each within so many seconds of its start: then it is not going to live
@@ -44,7 +48,13 @@ _ROUTER_SETTLED = 2.0  # seconds that it has served before a spare one is loaded
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a service needs to know before it starts anything."""
+    """All that a service needs to know before it starts anything.
+
+    Attributes:
+        engines: each engine's settings, replicas among them.
+        kept: engines that run already, and go on as they are.
+        waiting: names of settings that only a restart of the service would change.
+    """
 
     specs: tuple[Spec, ...]
     router: RouterSettings
@@ -55,11 +65,51 @@ class Plan:
     engine_python: Path
     shares: Mapping[str, Share] = field(default_factory=dict)
     rotation: Rotation = field(default_factory=Rotation)
+    engines: Mapping[str, EngineSettings] = field(default_factory=dict)
+    kept: frozenset[str] = frozenset()
+    waiting: tuple[str, ...] = ()
+
+    def spec(self, name: str) -> Spec:
+        return next(spec for spec in self.specs if spec.engine.name == name)
 
     @property
     def address(self) -> str:
         """Where callers on this machine reach the service."""
         return self.router.address
+
+
+@dataclass(frozen=True)
+class Running:
+    """A service that runs: what it was started with, and each engine's process, where it has one."""
+
+    plan: Plan
+    pids: Mapping[str, int]
+
+    def port(self, name: str) -> int | None:
+        """Where the engine listens, or will again; None for one that is new."""
+        found = (urlsplit(spec.engine.url).port for spec in self.plan.specs if spec.engine.name == name)
+        return next(found, None)
+
+    def left(self, hardware: Hardware, kept: Collection[str]) -> Hardware:
+        """``hardware`` as it will be for the others: what is free, and what those give back that are not ``kept``."""
+        going = {name: share for name, share in self.plan.shares.items() if name not in kept}
+        on_card = {
+            card.index: sum(
+                share.parts.total
+                for share in going.values()
+                if share.parts and share.gpu_memory is not None and card.index in (share.cards or (card.index,))
+            )
+            for card in hardware.cards
+        }
+        unused = hardware.free + sum(resident(self.pids[name]) for name in going if name in self.pids)
+        return replace(
+            hardware,
+            cards=tuple(
+                replace(card, free=min(card.total, card.free + on_card[card.index])) for card in hardware.cards
+            ),
+            cores=max(1, hardware.cores - sum(self.plan.shares[name].threads for name in kept)),
+            unused=min(hardware.memory, unused),
+        )
 
 
 def prepare(
@@ -70,12 +120,15 @@ def prepare(
     cache: weights.Cache,
     *,
     starting: bool = True,
+    running: "Running | None" = None,
 ) -> Plan:
     """Work out every engine's command line. Starts nothing.
 
     Args:
         models: each engine's model on disk, by the engine's name.
         starting: whether the plan is to be carried out: then ports that are set must be free.
+        running: the service that is to go on with this plan: engines of which nothing changes that they were started
+            with keep what they have, and the others share what is left.
 
     Raises:
         SetupError: this vLLM does not fit the machine, the engines ask for more than that has, or a port that is set
@@ -89,65 +142,118 @@ def prepare(
         )
     if vllm.build == "cpu":
         hardware = replace(hardware, cards=())
-    run_dir = RunDir(settings.run_dir.absolute()) if settings.run_dir else for_port(settings.router.port)
     exposure.check(settings.router)
+    router, run_dir = settings.router, _run_dir(settings)
+    rotation = Rotation(settings.log_size, settings.log_files)
+    if running:
+        running.plan.run_dir.fits(_replicas(settings.engines)[0])
+        router, run_dir, rotation = _as_it_is(router, running.plan.router), running.plan.run_dir, running.plan.rotation
     engines, first = _replicas(settings.engines)
-    wanted, keys = _wanted(engines, {name: models[first.get(name, name)] for name in engines}, vllm, hardware)
-    shares = plan(wanted, hardware)
-    specs = []
-    ports = {settings.router.port}
-    for name, engine in engines.items():
-        model = models[first.get(name, name)]
-        asked = ("engines", name, "port") in loaded.origins
-        port = _port(engine.port, name, ports, asked=asked) if starting or not engine.port else engine.port
-        ports.add(port)
+    starts = state.read(_STARTS)
+    cache_environment = cache.environment(offline=settings.offline is not False)
+
+    def spec(name: str, share: Share, port: int, key: str) -> Spec:
+        engine, model = engines[name], models[first.get(name, name)]
         served = engine.served_model_name or model.name
-        specs.append(
-            Spec(
-                engine=Engine(
-                    name=name,
-                    kind=engine.kind,
-                    model=served,
-                    aliases=tuple(alias for alias in dict.fromkeys([*engine.aliases, engine.model]) if alias != served),
-                    url=f"http://127.0.0.1:{port}",
-                    reason="it has not started yet",
-                    created=int((model.path / "config.json").stat().st_mtime),
-                    replica_of=first.get(name, ""),
-                    tokenizer=str(model.path),
-                ),
-                launch=launch(
-                    engine,
-                    model=model,
-                    served_name=served,
-                    share=shares[name],
-                    vllm=vllm,
-                    hardware=hardware,
-                    port=port,
-                    tmp=run_dir.tmp(name),
-                    cache=cache.environment(offline=settings.offline is not False),
-                    drain_timeout=settings.router.drain_timeout,
-                ),
-                inherited=engine_environment(os.environ),
-                log=run_dir.log(name),
+        return Spec(
+            engine=Engine(
+                name=name,
+                kind=engine.kind,
+                model=served,
+                aliases=tuple(alias for alias in dict.fromkeys([*engine.aliases, engine.model]) if alias != served),
+                url=f"http://127.0.0.1:{port}",
+                reason="it has not started yet",
+                created=int((model.path / "config.json").stat().st_mtime),
+                replica_of=first.get(name, ""),
+                tokenizer=str(model.path),
+            ),
+            launch=launch(
+                engine,
+                model=model,
+                served_name=served,
+                share=share,
+                vllm=vllm,
+                hardware=hardware,
+                port=port,
                 tmp=run_dir.tmp(name),
-                drain_timeout=settings.router.drain_timeout,
-                cards=shares[name].cards,
-                sized=shares[name].kv_cache is not None,
-                remember=partial(_remember, keys[name], shares[name]),
-                rotation=Rotation(settings.log_size, settings.log_files),
-            )
+                cache=cache_environment,
+                drain_timeout=router.drain_timeout,
+            ),
+            inherited=engine_environment(os.environ),
+            log=run_dir.log(name),
+            tmp=run_dir.tmp(name),
+            drain_timeout=router.drain_timeout,
+            cards=share.cards,
+            sized=share.kv_cache is not None,
+            memory=share.parts.total if share.parts else 0,
+            remember=partial(_remember, key, share),
+            took=_took(starts.get(key)),
+            rotation=rotation,
+            supervision=settings.supervision,
+            room=None if share.gpu_memory is None else partial(_room, share.cards, share.gpu_memory),
         )
+
+    wanted, keys = _wanted(engines, {name: models[first.get(name, name)] for name in engines}, vllm, hardware)
+    ports: dict[str, int] = {}
+    given_back = {running.port(name) for name in running.plan.engines if name not in engines} if running else set()
+    for name, engine in engines.items():
+        asked = ("engines", name, "port") in loaded.origins
+        had = running.port(name) if running else None
+        if had and (engine.port == had or not asked):
+            ports[name] = had
+        elif engine.port and engine.port in given_back and engine.port not in ports.values():
+            ports[name] = engine.port  # by then, the engine that listens there has ended
+        elif starting or not engine.port:
+            ports[name] = _port(engine.port, name, {router.port, *ports.values()}, asked=asked)
+        else:
+            ports[name] = engine.port
+    kept: dict[str, Spec] = {}
+    shares: dict[str, Share] = {}
+    if running:
+        for name, engine in engines.items():
+            if before := running.plan.engines.get(name):
+                share = running.plan.shares[name]
+                same = spec(name, share, ports[name], keys[name])
+                if before.memory == engine.memory and same.launch == running.plan.spec(name).launch:
+                    kept[name], shares[name] = same, share
+        hardware = running.left(hardware, kept)
+    shares |= plan({name: each for name, each in wanted.items() if name not in kept}, hardware)
     return Plan(
-        tuple(specs),
-        settings.router,
+        tuple(kept.get(name) or spec(name, shares[name], ports[name], keys[name]) for name in engines),
+        router,
         settings.api,
         run_dir,
         settings.log_level,
         settings.log_format,
         vllm.python,
         shares=shares,
-        rotation=Rotation(settings.log_size, settings.log_files),
+        rotation=rotation,
+        engines=engines,
+        kept=frozenset(kept),
+        waiting=_waiting(settings, running.plan) if running else (),
     )
+
+
+def _run_dir(settings: Settings) -> RunDir:
+    return RunDir(settings.run_dir.absolute()) if settings.run_dir else for_port(settings.router.port)
+
+
+# Settings of the router that are given to a socket, or to engines, once.
+_FIXED = ("host", "port", "drain_timeout")
+
+
+def _as_it_is(router: RouterSettings, running: RouterSettings) -> RouterSettings:
+    """``router``, but for what cannot change while the service runs."""
+    return router.model_copy(update={name: getattr(running, name) for name in _FIXED})
+
+
+def _waiting(settings: Settings, running: Plan) -> tuple[str, ...]:
+    """Names of settings that would be others, did the service start now, and cannot change while it runs."""
+    found = [f"router.{name}" for name in _FIXED if getattr(settings.router, name) != getattr(running.router, name)]
+    if settings.run_dir is not None and _run_dir(settings).path != running.run_dir.path:
+        found.append("run_dir")
+    rotation = Rotation(settings.log_size, settings.log_files)
+    return (*found, *(["log_size, log_files"] if rotation != running.rotation else []))
 
 
 def _wanted(
@@ -167,8 +273,10 @@ def _wanted(
     return wanted, keys
 
 
-def _remember(key: str, share: Share, pid: int, seen: Seen) -> None:
-    """Keep what an engine that is ready really uses, for the next plan."""
+def _remember(key: str, share: Share, pid: int, seen: Seen, took: float) -> None:
+    """Keep what an engine that is ready really uses, for the next plan, and how long its start took."""
+    with suppress(OSError):
+        state.write(_STARTS, key, took)
     before = footprints.remembered().get(key)
     found: Footprint | None = before
     if share.gpu_memory is None:
@@ -179,6 +287,15 @@ def _remember(key: str, share: Share, pid: int, seen: Seen) -> None:
     if found and found != before:
         with suppress(OSError):  # a service that runs well does not end over this
             footprints.remember(key, found)
+
+
+def _took(told: object) -> float:
+    """Seconds of the last start, as they were remembered; 0 where they were not."""
+    return float(told) if isinstance(told, int | float) and told > 0 else 0.0
+
+
+def _room(cards: tuple[int, ...], share: float) -> bool:
+    return restarts.room(detect().cards, cards, share)
 
 
 def _replicas(engines: Mapping[str, EngineSettings]) -> tuple[dict[str, EngineSettings], dict[str, str]]:
@@ -195,36 +312,39 @@ def _replicas(engines: Mapping[str, EngineSettings]) -> tuple[dict[str, EngineSe
     return expanded, first
 
 
-async def run(plan: Plan, fleet: Fleet, on_ready: Callable[[], Awaitable[None]]) -> None:
+Again = Callable[[Running], Plan]
+
+
+async def run(plan: Plan, fleet: Fleet, on_ready: Callable[[], Awaitable[None]], again: Again | None = None) -> None:
     """Serve until SIGINT, SIGTERM or `tandem stop`. Whatever happens, nothing that was started outlives this.
 
     Args:
         fleet: filled and kept current here; the caller may watch it.
         on_ready: awaited once all engines are ready.
+        again: makes the plan anew from the same sources, for `tandem reload`; called in a thread.
 
     Raises:
         SetupError: the run folder or the port is taken, or an engine or the router did not start.
     """
-    stop = asyncio.Event()
     with (
         plan.run_dir.claim(spec.engine.name for spec in plan.specs),
         listen(plan.router.host, plan.router.port) as listener,
+        _Ports() as ports,
     ):
+        if killed := await asyncio.to_thread(sweep, plan.run_dir):
+            _log.warning(
+                "cleared %d processes that an earlier service on %s left behind", len(killed), plan.run_dir.path
+            )
         supervisor = Supervisor(plan.specs, fleet)
-        hello = control.Hello(
-            os.getpid(),
-            plan.address,
-            plan.log_level,
-            plan.log_format,
-            msgspec.Raw(plan.router.model_dump_json().encode()),
-            msgspec.Raw(plan.api.model_dump_json().encode()),
-        )
-        with _signals(stop.set, supervisor.kill), _reserved(plan.specs):
+        desk = _Desk(plan, fleet, supervisor, ports, again)
+        stop = desk.stopping
+        ports.reserve(plan.specs)
+        with _signals(stop.set, supervisor.kill):
             async with (
                 notify.telling(Notifier.find(os.environ), fleet),
-                control.serve(plan.run_dir, fleet, hello, stop.set),
+                control.serve(plan.run_dir, fleet, desk),
                 supervisor,
-                _router(plan, listener) as router_ended,
+                _router(plan, listener, desk.router_changed) as router_ended,
             ):
                 await _first(supervisor.start(), stop.wait(), asyncio.shield(router_ended))
                 if not stop.is_set():
@@ -232,6 +352,86 @@ async def run(plan: Plan, fleet: Fleet, on_ready: Callable[[], Awaitable[None]])
                     await _first(asyncio.to_thread(remove_replaced, plan.engine_python), stop.wait())
                 await _first(stop.wait(), supervisor.broken(), asyncio.shield(router_ended))
                 fleet.drain()
+
+
+class _Desk:
+    """Answers the control socket's verbs; knows what the service runs by now.
+
+    Attributes:
+        stopping: set once it is to end.
+        router_changed: set when the router is to be replaced by one with other settings.
+    """
+
+    def __init__(self, plan: Plan, fleet: Fleet, supervisor: Supervisor, ports: "_Ports", again: Again | None) -> None:
+        self.stopping = asyncio.Event()
+        self.router_changed = asyncio.Event()
+        self._plan = plan
+        self._fleet = fleet
+        self._supervisor = supervisor
+        self._ports = ports
+        self._again = again
+
+    def hello(self) -> control.Hello:
+        return control.Hello(
+            os.getpid(),
+            self._plan.address,
+            self._plan.log_level,
+            self._plan.log_format,
+            msgspec.Raw(self._plan.router.model_dump_json().encode()),
+            msgspec.Raw(self._plan.api.model_dump_json().encode()),
+        )
+
+    def stop(self) -> None:
+        self.stopping.set()
+
+    async def vitals(self) -> Sequence[Vitals]:
+        return await self._supervisor.vitals()
+
+    async def restart(self, engine: str) -> Sequence[str]:
+        await self._supervisor.restart(engine)
+        return [f"{engine} was started anew and is ready."]
+
+    async def reload(self) -> Sequence[str]:
+        if self._again is None:
+            raise SetupError("this service has no settings to read anew")
+        before = self._plan
+        engines = self._fleet.now.engines
+        running = Running(before, {engine.name: engine.pid for engine in engines if engine.pid is not None})
+        plan = await asyncio.to_thread(self._again, running)
+        self._ports.reserve(plan.specs)
+        changed = {spec.engine.name for spec in plan.specs} - plan.kept
+
+        def begun() -> None:
+            self._plan = plan
+
+        try:
+            await self._supervisor.reload(plan.specs, changed, begun)
+        finally:
+            if _router_of(self._plan) != _router_of(before):
+                self.router_changed.set()
+        return list(_told(before, plan))
+
+
+def _router_of(plan: Plan) -> tuple[object, ...]:
+    """What a router is started with."""
+    return plan.router, plan.api, plan.log_level, plan.log_format
+
+
+def _told(before: Plan, plan: Plan) -> Iterator[str]:
+    """What a reload has done, for people."""
+    old, new = ({spec.engine.name for spec in each.specs} for each in (before, plan))
+    for what, names in (
+        ("Started anew", (new - plan.kept) & old),
+        ("Added", new - old),
+        ("Removed", old - new),
+        ("Left alone", plan.kept),
+    ):
+        if names:
+            yield f"{what}: {', '.join(sorted(names))}."
+    if _router_of(plan) != _router_of(before):
+        yield "The router has its new settings."
+    if plan.waiting:
+        yield f"Only a restart of the service changes {', '.join(plan.waiting)} (`tandem stop`, then `tandem up`)."
 
 
 async def _first(*waits: Awaitable[object]) -> None:
@@ -272,17 +472,28 @@ def _port(port: int | None, engine: str, given: Collection[int], *, asked: bool)
     return port
 
 
-@contextmanager
-def _reserved(specs: Sequence[Spec]) -> Iterator[None]:
-    """Hold the engines' ports against other services until the block ends: an engine listens only after it has loaded.
+class _Ports(ExitStack):
+    """Holds the engines' ports against other services until the block ends: an engine listens only after it has loaded.
 
     A socket that is bound, and never listens, hinders none that is bound with ``SO_REUSEADDR``, as vLLM's is; but it
     makes :func:`_port` of another service choose another port.
     """
-    with ExitStack() as stack:
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: set[int] = set()
+
+    def reserve(self, specs: Sequence[Spec]) -> None:
+        """Hold those of ``specs``, too.
+
+        Raises:
+            SetupError: one was taken since it was chosen.
+        """
         for spec in specs:
             port = urlsplit(spec.engine.url).port
-            holder = stack.enter_context(socket.socket())
+            if port is None or port in self._held:
+                continue
+            holder = self.enter_context(socket.socket())
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 holder.bind(("127.0.0.1", port))
@@ -290,7 +501,7 @@ def _reserved(specs: Sequence[Spec]) -> Iterator[None]:
                 raise SetupError(
                     f"port {port} for the engine {spec.engine.name} was taken just now", "Try again"
                 ) from exc
-        yield
+            self._held.add(port)
 
 
 @contextmanager
@@ -314,11 +525,15 @@ def _signals(first: Callable[[], None], second: Callable[[], None]) -> Iterator[
 
 
 @asynccontextmanager
-async def _router(plan: Plan, listener: socket.socket) -> AsyncIterator[asyncio.Task[None]]:
-    """Keep a router process on ``listener`` until the block ends; the task that is yielded ends if it cannot."""
+async def _router(plan: Plan, listener: socket.socket, changed: asyncio.Event) -> AsyncIterator[asyncio.Task[None]]:
+    """Keep a router process on ``listener`` until the block ends; the task that is yielded ends if it cannot.
+
+    Args:
+        changed: set when another one is to take the place of the one that serves.
+    """
     stopping = asyncio.Event()
     with LogPipe(plan.run_dir.log("router"), plan.rotation) as output:
-        keeping = asyncio.create_task(_keep_router(plan, listener, stopping, output))
+        keeping = asyncio.create_task(_keep_router(plan, listener, stopping, changed, output))
         try:
             yield keeping
         finally:
@@ -327,12 +542,16 @@ async def _router(plan: Plan, listener: socket.socket) -> AsyncIterator[asyncio.
             await asyncio.wait({keeping})
 
 
-async def _keep_router(plan: Plan, listener: socket.socket, stopping: asyncio.Event, output: LogPipe) -> None:
+async def _keep_router(
+    plan: Plan, listener: socket.socket, stopping: asyncio.Event, changed: asyncio.Event, output: LogPipe
+) -> None:
     log = plan.run_dir.log("router")
     clock = asyncio.get_running_loop().time
     told = asyncio.create_task(stopping.wait())
+    renewed = asyncio.create_task(changed.wait())
     deaths = 0
     spare: asyncio.subprocess.Process | None = None
+    leaving: set[asyncio.Task[None]] = set()  # routers that finish what they have
     try:
         while deaths < _ROUTER_DEATHS:
             process, spare = spare or await _load_router(plan, listener, output), None
@@ -343,13 +562,20 @@ async def _keep_router(plan: Plan, listener: socket.socket, stopping: asyncio.Ev
             started = clock()
             _let_serve(process)
             ended = asyncio.create_task(process.wait())
-            await asyncio.wait({ended, told}, timeout=_ROUTER_SETTLED, return_when=asyncio.FIRST_COMPLETED)
-            if not ended.done() and not told.done():
+            news = {ended, told, renewed}
+            await asyncio.wait(news, timeout=_ROUTER_SETTLED, return_when=asyncio.FIRST_COMPLETED)
+            if not any(each.done() for each in news):
                 spare = await _load_router(plan, listener, output)
-                await asyncio.wait({ended, told}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(news, return_when=asyncio.FIRST_COMPLETED)
             if told.done():
                 await _end_router(process, ended, plan.router.drain_timeout)
                 return
+            if renewed.done() and not ended.done():
+                changed.clear()
+                renewed = asyncio.create_task(changed.wait())
+                # Callers wait in the socket's queue until the next one serves.
+                leaving.add(asyncio.create_task(_end_router(process, ended, plan.router.drain_timeout)))
+                continue
             deaths = deaths + 1 if clock() - started < _ROUTER_LIFE else 1
             if deaths > 1:
                 await asyncio.sleep(0.1)
@@ -360,9 +586,12 @@ async def _keep_router(plan: Plan, listener: socket.socket, stopping: asyncio.Ev
         )
     finally:
         told.cancel()
+        renewed.cancel()
         if spare is not None and spare.returncode is None:
             spare.kill()
             await spare.wait()
+        if leaving:
+            await asyncio.wait(leaving)
 
 
 async def _load_router(plan: Plan, listener: socket.socket, output: LogPipe) -> asyncio.subprocess.Process:

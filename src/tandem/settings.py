@@ -191,6 +191,32 @@ class ApiSettings(_Frozen):
     strict: bool = True
 
 
+class SupervisionSettings(_Frozen):
+    """``[supervision]``: what is done about engines that die or stand still.
+
+    Attributes:
+        max_restarts: how often an engine that dies is started again within ``restart_window``; then it has failed, and
+            `tandem restart` brings it back.
+        restart_window: seconds.
+        first_pause: seconds that the first of these starts waits at most; each further one waits up to twice as long.
+            The pause is drawn anew each time, between nothing and that.
+        longest_pause: seconds that any of them waits at most.
+        start_timeout: seconds after which an engine that starts, and logs, reads and computes nothing, is stalled;
+            after twice as long it is ended. How long a start takes does not matter.
+        stall_timeout: seconds after which a serving engine that has requests, and of which nothing moves, is started
+            anew.
+        stall_tokens_per_second: that many tokens in its requests give it a second more.
+    """
+
+    max_restarts: int = Field(default=5, ge=0)
+    restart_window: float = Field(default=600.0, gt=0)
+    first_pause: float = Field(default=2.0, ge=0)
+    longest_pause: float = Field(default=60.0, ge=0)
+    start_timeout: float = Field(default=300.0, gt=0)
+    stall_timeout: float = Field(default=60.0, gt=0)
+    stall_tokens_per_second: float = Field(default=500.0, gt=0)
+
+
 def _bytes(value: object) -> object:
     """``20MiB`` … as bytes; a number is one already."""
     if not isinstance(value, str) or value.isdigit():
@@ -218,6 +244,7 @@ class Settings(_Frozen):
     engines: dict[str, EngineSettings]
     router: RouterSettings = RouterSettings()
     api: ApiSettings = ApiSettings()
+    supervision: SupervisionSettings = SupervisionSettings()
     run_dir: Path | None = None
     engine_python: Path | None = None
     hf_home: Path | None = None
@@ -472,7 +499,12 @@ def _complaint(exc: ValidationError, origins: Mapping[tuple[str, ...], str]) -> 
     where = next((origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in origins), ".".join(path))
     if error["type"] == "extra_forbidden":
         field = path[-1]
-        tables: dict[str, type[_Frozen]] = {"engines": EngineSettings, "router": RouterSettings, "api": ApiSettings}
+        tables: dict[str, type[_Frozen]] = {
+            "engines": EngineSettings,
+            "router": RouterSettings,
+            "api": ApiSettings,
+            "supervision": SupervisionSettings,
+        }
         known = tables.get(path[0], Settings) if len(path) > 1 else Settings
         near = difflib.get_close_matches(field, known.model_fields, n=1)
         mend = f"Did you mean {near[0]}?" if near else f"Known are: {', '.join(known.model_fields)}"

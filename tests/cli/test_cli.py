@@ -49,6 +49,8 @@ COMMANDS = [
     "plan",
     "status",
     "logs",
+    "restart",
+    "reload",
     "stop",
     "doctor",
     "systemd",
@@ -143,9 +145,9 @@ def test_wrong_settings_have_exit_code_2(arguments: tuple[str, ...], complaint: 
     assert f"error: {complaint}" in said
 
 
-@pytest.mark.parametrize("command", ["status", "stop"])
+@pytest.mark.parametrize("command", ["status", "stop", "reload", "restart embedding"])
 def test_no_service(command: str, short_path: Path) -> None:
-    code, said = run(command)
+    code, said = run(*command.split())
     assert (code, said.startswith(f"error: no service runs on {short_path}/tandem-8200")) == (1, True)
 
 

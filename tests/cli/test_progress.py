@@ -3,12 +3,13 @@
 import io
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 from rich.console import Console
 
 from tandem.cli import progress
 from tandem.cli.talk import duration
-from tandem.fleet import Engine, Snapshot, State
+from tandem.fleet import Engine, Snapshot, State, now
 
 EMBEDDING = Engine(name="embedding", kind="embedding", model="org/emb")
 STARTING = Engine(name="embedding", kind="embedding", model="org/emb", state=State.LOADING, detail="loading weights")
@@ -37,6 +38,24 @@ async def test_a_live_table_on_a_terminal() -> None:
     console = Console(file=out, force_terminal=True, width=100)
     await progress.bring_up(told(EMBEDDING, STARTING, READY), console)
     assert all(part in out.getvalue() for part in ("✔", "embedding", "org/emb", "ready"))
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+async def test_a_change_is_shown_to_its_end(terminal: bool) -> None:
+    """Though all are ready at its beginning."""
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=100)
+    await progress.until_done(told(READY, STARTING, READY), console)
+    assert "ready" in out.getvalue()
+    assert terminal or "loading weights" in out.getvalue()
+
+
+async def test_how_long_it_will_take_is_said_where_somebody_knows() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=100)
+    starting = msgspec.structs.replace(STARTING, started=now() - 65, estimate=120.0)
+    await progress.until_done(told(starting), console)
+    assert "1 m 5 s of about 2 m 0 s" in out.getvalue()
 
 
 async def test_later_changes_are_told_with_their_reason() -> None:

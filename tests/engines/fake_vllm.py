@@ -4,11 +4,13 @@ Like vLLM it starts a grandchild that outlives it when it is killed, and shares 
 ``--fail TEXT`` (print it and exit 1 before listening), ``--refuse`` (healthy, but every request is a 500),
 ``--slow-stop S`` (take that long over SIGTERM), ``--one-session`` (the grandchild in the server's own session),
 ``--slow-start S`` (listen that much later), ``--die-after S`` (of SIGKILL, that long after),
-``--map FILE`` (as weights are mapped).
+``--map FILE`` (as weights are mapped), ``--busy`` (the grandchild computes). On SIGUSR1 it answers no request any more,
+though its health stays good.
 """
 
 import argparse
 import http.server
+import itertools
 import mmap
 import os
 import signal
@@ -24,7 +26,21 @@ import mmap, sys, time
 file = open(sys.argv[1], "r+b")
 mapped = mmap.mmap(file.fileno(), 4096)
 print("mapped", flush=True)
+while "--busy" in sys.argv:
+    pass
 time.sleep(600)
+"""
+
+
+COMPLETION = b"""{"id": "1", "object": "text_completion", "created": 1, "model": "fake",
+"choices": [{"index": 0, "text": "a", "logprobs": null, "finish_reason": "length"}],
+"usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}}"""
+
+
+METRICS = b"""vllm:prompt_tokens_total{engine="0",model_name="fake"} %d.0
+vllm:generation_tokens_total{engine="0",model_name="fake"} 0.0
+vllm:request_success_total{engine="0",finished_reason="stop",model_name="fake"} %d.0
+vllm:request_success_total{engine="0",finished_reason="abort",model_name="fake"} 7.0
 """
 
 
@@ -38,6 +54,7 @@ def main() -> None:
     parser.add_argument("--die-after", type=float)
     parser.add_argument("--map")
     parser.add_argument("--slow-stop", type=float, default=0)
+    parser.add_argument("--busy", action="store_true")
     parser.add_argument("--deaf-end", action="store_true")  # told to end, it stops listening, and hangs
     asked = parser.parse_args()
 
@@ -46,7 +63,7 @@ def main() -> None:
         file.truncate(4096)
         mapped = mmap.mmap(file.fileno(), 4096)
     grandchild = subprocess.Popen(
-        [sys.executable, "-c", GRANDCHILD, str(shared)],
+        [sys.executable, "-c", GRANDCHILD, str(shared), *(["--busy"] if asked.busy else [])],
         start_new_session=not asked.one_session,
         stdout=subprocess.PIPE,
     )
@@ -66,13 +83,21 @@ def main() -> None:
         mark.unlink()
         sys.exit(1)
 
+    going = threading.Event()
+    going.set()
+    signal.signal(signal.SIGUSR1, lambda *_: going.clear())
+    finished = itertools.count()
+    done = [next(finished)]
+
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.answer(200, b"{}")
+            self.answer(200, METRICS % (done[0], done[0]) if self.path == "/metrics" else b"{}")
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["content-length"]))
-            self.answer(500 if asked.refuse else 200, b'{"error": "broken"}' if asked.refuse else b"{}")
+            going.wait()
+            done[0] = next(finished)
+            self.answer(500 if asked.refuse else 200, b'{"error": "broken"}' if asked.refuse else COMPLETION)
 
         def answer(self, status: int, body: bytes) -> None:
             self.send_response(status)

@@ -8,7 +8,7 @@ from pathlib import Path
 from tandem.engines.engine import Spec
 from tandem.engines.launch import Launch
 from tandem.engines.process import free_port
-from tandem.fleet import Engine
+from tandem.fleet import Engine, Kind
 
 FAKE = Path(__file__).with_name("fake_vllm.py")
 
@@ -30,12 +30,12 @@ async def gone(*pids: int) -> bool:
     return False
 
 
-def fake_spec(folder: Path, name: str = "embedding", *flags: str) -> Spec:
+def fake_spec(folder: Path, name: str = "embedding", *flags: str, kind: Kind = "embedding") -> Spec:
     """A fake engine that keeps its files in ``folder``."""
     port = free_port()
     tmp = folder / "tmp" / name
     return Spec(
-        engine=Engine(name=name, kind="embedding", model="fake", url=f"http://127.0.0.1:{port}"),
+        engine=Engine(name=name, kind=kind, model="fake", url=f"http://127.0.0.1:{port}"),
         launch=Launch((sys.executable, str(FAKE), "--port", str(port), *flags), {"TMPDIR": str(tmp)}),
         inherited=dict(os.environ),
         log=folder / f"{name}.log",

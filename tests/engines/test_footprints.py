@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tandem.engines import footprints
+from tandem.engines import state as state_files
 from tandem.engines.footprints import Footprint, Seen, in_memory, on_card, seen_after
 from tandem.settings import EngineSettings
 
@@ -136,7 +137,7 @@ def test_what_is_remembered_is_found_again(state: Path) -> None:
 
 
 def test_the_oldest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(footprints, "_MOST", 2)
+    monkeypatch.setattr(state_files, "_MOST", 2)
     for name in "abac":
         footprints.remember(name, Footprint(beside=1))
     assert list(footprints.remembered()) == ["a", "c"]

@@ -78,7 +78,7 @@ async def test_a_killed_keeper_leaves_nothing(make_spec: MakeSpec) -> None:
     assert await asyncio.wait_for(process.wait(), 5) == 128 + signal.SIGKILL
     assert await gone(*pids)
     assert not shared.exists()
-    Path(f"/dev/shm/__KMP_REGISTERED_LIB_{pids[0]}_{os.getuid()}").unlink(missing_ok=True)
+    assert not list(Path("/dev/shm").glob(f"__KMP_REGISTERED_LIB_{pids[0]}_*"))
 
 
 async def test_nothing_survives_the_supervisor(make_spec: MakeSpec) -> None:
@@ -110,6 +110,19 @@ async def test_nothing_survives_the_supervisor(make_spec: MakeSpec) -> None:
         while Path(f"/dev/shm/psm_tandem_test_{pids[0]}").exists():
             await asyncio.sleep(0.02)
     assert len(pids) == 2
+
+
+async def test_a_keeper_s_note_names_nothing_but_what_engines_leave(tmp_path: Path) -> None:
+    """Whoever can write into that folder gets nothing else removed; nor is the mark of a process that lives."""
+    names = ["psm_abc", "sem.mp-1", "../etc/passwd", "psm_x/../../etc", "mine", f"__KMP_REGISTERED_LIB_{os.getpid()}_0"]
+    (tmp_path / "shared-memory").write_text("\n".join(names))
+    found = keeper.noted(str(tmp_path))
+    assert {path.name for path in found} == {"psm_abc", "sem.mp-1", names[-1]}
+    assert keeper.noted(str(tmp_path / "none")) == set()
+    mark = tmp_path / names[-1]
+    mark.touch()
+    keeper.put_away({mark})
+    assert mark.exists()
 
 
 async def test_a_model_in_shared_memory_is_left_alone(make_spec: MakeSpec) -> None:

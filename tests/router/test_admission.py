@@ -16,7 +16,7 @@ import pytest
 from msgspec.structs import replace
 
 from tandem.errors import ApiError
-from tandem.fleet import Engine, Fleet, Snapshot, State, now
+from tandem.fleet import Engine, Fleet, Snapshot, State, Work, now
 from tandem.router.admission import Admission, Lease
 from tandem.router.retry import Breaker
 from tandem.settings import RouterSettings
@@ -289,6 +289,21 @@ async def test_the_replica_with_the_least_in_flight_is_asked() -> None:
     assert (await ask(admission)).engine == B
 
 
+async def test_the_supervisor_is_told_what_each_engine_has_to_do() -> None:
+    """Requests and their bytes, those who waited among them, and whether it gets more."""
+    admission, fleet = admitting(A, max_in_flight=2)
+    first, _ = await ask(admission, size=100), await ask(admission, size=20)
+    waiting = ask(admission, size=7)
+    await settled()
+    assert admission.work() == (Work("a", 2, 120, open=True),)
+    first.succeeded()
+    await waiting
+    async with following(admission):
+        fleet.put(replace(A, state=State.DRAINING))
+        await settled()
+        assert admission.work() == (Work("a", 2, 27, open=False),)
+
+
 async def test_a_waiter_takes_a_seat_of_either_replica() -> None:
     """All that serve one model have one queue."""
     admission, _ = admitting(A, B)
@@ -406,6 +421,23 @@ async def test_the_patient_wait_a_while_for_an_engine_of_which_nobody_knows_when
     assert not waiting.done()
     await clock.advance(1)
     assert (await refused(waiting)).code == "model_not_ready"
+
+
+@pytest.mark.parametrize("state", [State.DRAINING, State.STARTING])
+@pytest.mark.parametrize("expected", [0.0, 300.0])
+async def test_everybody_waits_for_an_engine_that_is_away_on_request(
+    expected: float, state: State, clock: Clock
+) -> None:
+    """Beyond ``queue_timeout``, whether or not somebody knows for how long; in the queue, which is bounded."""
+    coming = replace(A, state=state, renewed=True, expected=now() + expected if expected else 0.0)
+    admission, fleet = admitting(coming, max_queue=1)
+    async with following(admission):
+        waiting = ask(admission, coming, within=100)
+        await settled()
+        assert (await refused(ask(admission, coming))).code == "overloaded"
+        await clock.advance(QUEUE_TIMEOUT * 2)
+        fleet.put(replace(A, started=2.0))
+        assert (await waiting).engine.started == 2.0
 
 
 @pytest.mark.parametrize("state", [State.FAILED, State.STOPPED])

@@ -7,7 +7,23 @@ import typer
 from typer.core import TyperGroup
 
 from tandem import __version__
-from tandem.cli import bench, compose, doctor, embed, install, logs, plan, router, serve, status, stop, systemd, up
+from tandem.cli import (
+    bench,
+    compose,
+    doctor,
+    embed,
+    install,
+    logs,
+    plan,
+    reload,
+    restart,
+    router,
+    serve,
+    status,
+    stop,
+    systemd,
+    up,
+)
 
 
 class _Commands(TyperGroup):
@@ -68,6 +84,8 @@ app.command("router")(router.router)
 app.command("plan")(plan.plan)
 app.command("status")(status.status)
 app.command("logs")(logs.logs)
+app.command("restart")(restart.restart)
+app.command("reload")(reload.reload)
 app.command("stop")(stop.stop)
 app.command("doctor")(doctor.doctor)
 app.command("systemd")(systemd.systemd)

@@ -19,12 +19,19 @@ from tandem.fleet import Fleet, Snapshot
 _KNOCK = 0.05  # seconds between two tries to reach a service that is just starting
 
 
-def run(plan: service.Plan, *, wait: bool, announce: Callable[[service.Plan, Snapshot], Awaitable[None]]) -> None:
+def run(
+    plan: service.Plan,
+    *,
+    wait: bool,
+    announce: Callable[[service.Plan, Snapshot], Awaitable[None]],
+    again: service.Again,
+) -> None:
     """Run ``plan`` in a process of its own, cut off from this terminal; return once it is ready.
 
     Args:
         wait: without it, return once the service answers its control socket.
         announce: says where it is, once it is ready.
+        again: makes the plan anew, for `tandem reload`.
 
     Raises:
         SetupError: it did not start; by then nothing of it is left.
@@ -33,7 +40,7 @@ def run(plan: service.Plan, *, wait: bool, announce: Callable[[service.Plan, Sna
     pid = os.fork()
     if pid == 0:
         os.close(telling)
-        _child(plan, said)
+        _child(plan, said, again)
     os.close(said)
     try:
         asyncio.run(_follow(plan, pid, telling, wait=wait, announce=announce))
@@ -44,7 +51,7 @@ def run(plan: service.Plan, *, wait: bool, announce: Callable[[service.Plan, Sna
         os.close(telling)
 
 
-def _child(plan: service.Plan, said: int) -> None:
+def _child(plan: service.Plan, said: int, again: service.Again) -> None:
     """The service's own process; writes why it failed, if it did, to ``said``. Does not return."""
     code = 1
     try:
@@ -58,7 +65,7 @@ def _child(plan: service.Plan, said: int) -> None:
         async def ready() -> None:
             os.close(said)
 
-        asyncio.run(service.run(plan, Fleet(), ready))
+        asyncio.run(service.run(plan, Fleet(), ready, again))
         code = 0
     except SetupError as exc:
         _say(said, str(exc))

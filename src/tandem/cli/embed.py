@@ -139,14 +139,15 @@ def _running(model: str | None, port: int | None, run_dir: Path | None) -> tuple
     except ModuleNotFoundError as exc:
         raise SetupError("no service is named, and this installation has none (the server extra)", instead) from exc
     try:
-        hello, snapshot = asyncio.run(talk.status(talk.find(run_dir, port)))
+        told = asyncio.run(talk.status(talk.find(run_dir, port)))
     except SetupError as exc:
         raise SetupError(exc.cause, instead) from exc
-    engines = {each.name: each for each in snapshot.engines if each.kind == "embedding" and not each.replica_of}
+    engines = {each.name: each for each in told.snapshot.engines if each.kind == "embedding" and not each.replica_of}
     if model is None and len(engines) != 1 and "embedding" not in engines:
         raise SettingsError(
-            f"the service at {hello.address} has {len(engines) or 'no'} embedding engines", "Name a model with --model"
+            f"the service at {told.hello.address} has {len(engines) or 'no'} embedding engines",
+            "Name a model with --model",
         )
     name = model or ("embedding" if "embedding" in engines else next(iter(engines)))
     known = [each.model for each in engines.values() if name in (each.name, each.model, *each.aliases)]
-    return f"{hello.address}/v1", name, known[0] if known else name
+    return f"{told.hello.address}/v1", name, known[0] if known else name

@@ -26,13 +26,22 @@ _MARKS = {
 
 async def bring_up(snapshots: Snapshots, console: Console) -> None:
     """Show engines starting; returns once all are ready."""
+    await _shown(snapshots, console, until_ready=True)
+
+
+async def until_done(snapshots: Snapshots, console: Console) -> None:
+    """Show engines for as long as snapshots come."""
+    await _shown(snapshots, console, until_ready=False)
+
+
+async def _shown(snapshots: Snapshots, console: Console, *, until_ready: bool) -> None:
     if not console.is_terminal:
-        await _lines(snapshots, console, until_ready=True)
+        await _lines(snapshots, console, until_ready=until_ready)
         return
     shown = Snapshot()
     with Live(get_renderable=lambda: _table(shown), console=console, refresh_per_second=8):
         async for shown in snapshots:
-            if shown.ready:
+            if until_ready and shown.ready:
                 return
 
 
@@ -60,6 +69,11 @@ def _line(engine: Engine) -> str:
     return f"{engine.name}: {engine.state}{elapsed}" + (f": {detail}" if detail else "")
 
 
+def _time(engine: Engine, elapsed: float) -> str:
+    about = f" of about {duration(engine.estimate)}" if engine.estimate and not engine.ready else ""
+    return duration(elapsed) + about
+
+
 def _table(snapshot: Snapshot) -> Table:
     table = Table.grid(padding=(0, 2))
     for engine in snapshot.engines:
@@ -71,6 +85,6 @@ def _table(snapshot: Snapshot) -> Table:
             Text(engine.model, "dim"),
             Text(engine.state.value, style),
             Text(engine.detail or (engine.reason if engine.state in _MARKS else "")),
-            Text(duration(ended - began) if began else "", "dim"),
+            Text(_time(engine, ended - began) if began else "", "dim"),
         )
     return table

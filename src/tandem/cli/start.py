@@ -7,6 +7,7 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -80,10 +81,18 @@ def start(
     if print_commands:
         for spec in plan.specs:
             typer.echo(str(spec.launch))
+    again = partial(_again, flags, Models.DEMO if ready.demo else Models.CONFIGURED, only)
     if detach:
-        detached.run(plan, wait=wait, announce=_announce)
+        detached.run(plan, wait=wait, announce=_announce, again=again)
     else:
-        asyncio.run(_attached(plan))
+        asyncio.run(_attached(plan, again))
+
+
+def _again(
+    flags: Mapping[str, Any], wanted: Models, only: Collection[str] | None, running: service.Running
+) -> service.Plan:
+    """What the same sources ask for by now, for a service that runs."""
+    return prepare(flags, wanted, only=only, running=running).plan
 
 
 @dataclass(frozen=True)
@@ -108,11 +117,13 @@ def prepare(
     only: Collection[str] | None = None,
     download: bool = False,
     starting: bool = True,
+    running: service.Running | None = None,
 ) -> Prepared:
     """Settings, vLLM, models and machine, and the plan for them.
 
     Args:
         starting: whether it is to be started: then missing weights may be fetched, and ports that are set must be free.
+        running: the service that is to go on with this plan; it fetches nothing, since nobody is there to ask.
 
     Raises:
         SetupError: something is missing, or does not fit.
@@ -124,17 +135,18 @@ def prepare(
         typer.secho(warned, err=True, fg=typer.colors.YELLOW)
     cache = weights.Cache.find(loaded.settings.hf_home, os.environ)
     if is_demo := _demo(loaded, wanted, cache):
-        typer.echo(demo.ABOUT, err=not starting)
+        if running is None:
+            typer.echo(demo.ABOUT, err=not starting)
         loaded = loaded.with_engines(demo.engines(loaded.settings, vllm))
     models = {}
     for name, engine in loaded.settings.engines.items():
-        if starting:
+        if starting and running is None:
             models[name] = _weights(engine.model, cache, download=download, offline=loaded.settings.offline)
         elif found := weights.find(engine.model, cache):
             models[name] = found
         else:
             raise weights.missing(engine.model, cache)
-    plan = service.prepare(loaded, machine, vllm, models, cache, starting=starting)
+    plan = service.prepare(loaded, machine, vllm, models, cache, starting=starting, running=running)
     return Prepared(plan, loaded, machine, vllm, is_demo)
 
 
@@ -173,7 +185,7 @@ def _agreed(model: str, cache: weights.Cache) -> bool:
     return sys.stdin.isatty() and typer.confirm(f"{model} is not in {cache.hub}. Download it?", default=True)
 
 
-async def _attached(plan: service.Plan) -> None:
+async def _attached(plan: service.Plan, again: service.Again) -> None:
     fleet, console = Fleet(), Console()
     showing = asyncio.create_task(progress.bring_up(fleet.snapshots(), console))
 
@@ -185,7 +197,7 @@ async def _attached(plan: service.Plan) -> None:
         showing = asyncio.create_task(progress.changes(fleet.snapshots(), console))
 
     try:
-        await service.run(plan, fleet, ready)
+        await service.run(plan, fleet, ready, again)
     finally:
         showing.cancel()
         await asyncio.wait({showing})

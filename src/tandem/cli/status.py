@@ -14,12 +14,14 @@ def status(
     """Show the running service; exit code 0 when every engine is ready, 3 when not."""
     import asyncio
 
-    from tandem.cli import talk
+    from rich.console import Console
 
-    hello, snapshot = asyncio.run(talk.status(talk.find(run_dir, port)))
+    from tandem.cli import table, talk
+
+    told = asyncio.run(talk.status(talk.find(run_dir, port)))
     if as_json:
-        typer.echo(talk.as_json(hello, snapshot))
+        typer.echo(table.as_json(told))
     else:
-        talk.show(hello, snapshot)
-    if not snapshot.ready:
+        table.show(told, Console(highlight=False))
+    if not told.snapshot.ready:
         raise typer.Exit(3)

@@ -1,15 +1,16 @@
-"""What `status` and `stop` say to a running service."""
+"""What `status`, `restart`, `reload` and `stop` say to a running service."""
 
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-import msgspec
 from rich.console import Console
-from rich.table import Table
 
 from tandem import control, rundir
 from tandem.errors import SettingsError, SetupError
-from tandem.fleet import Snapshot, now
+from tandem.fleet import Snapshot, Vitals
 from tandem.rundir import RunDir
 
 _LEAVING = 60.0
@@ -37,12 +38,22 @@ def find(run_dir: Path | None, port: int | None) -> RunDir:
     return running[0] if running else configured
 
 
-async def status(run_dir: RunDir) -> tuple[control.Hello, Snapshot]:
-    """The service's hello and its current snapshot."""
+@dataclass(frozen=True)
+class Status:
+    """A service at one moment."""
+
+    hello: control.Hello
+    snapshot: Snapshot
+    vitals: Mapping[str, Vitals]
+
+
+async def status(run_dir: RunDir) -> Status:
+    """What the service says of itself."""
     async with control.ask(run_dir, "status") as service:
-        async for snapshot in service.snapshots():
-            return service.hello, snapshot
-    raise SetupError(f"the service on {run_dir.path} ended before it answered")
+        snapshots = [snapshot async for snapshot in service.snapshots()]
+    if not snapshots:
+        raise SetupError(f"the service on {run_dir.path} ended before it answered")
+    return Status(service.hello, snapshots[0], {each.engine: each for each in service.vitals})
 
 
 async def stop(run_dir: RunDir) -> int:
@@ -61,39 +72,19 @@ async def stop(run_dir: RunDir) -> int:
     return pid
 
 
-def as_json(hello: control.Hello, snapshot: Snapshot) -> str:
-    """Both as one JSON object."""
-    return msgspec.json.encode(
-        {
-            "pid": hello.pid,
-            "address": hello.address,
-            "ready": snapshot.ready,
-            "draining": snapshot.draining,
-            "engines": snapshot.engines,
-        }
-    ).decode()
+async def change(run_dir: RunDir, verb: Literal["restart", "reload"], engine: str = "") -> tuple[str, ...]:
+    """Have the service do ``verb``, showing its engines meanwhile; what it says of it.
 
+    Raises:
+        SetupError: it was not done, and why.
+    """
+    from tandem.cli import progress
 
-def show(hello: control.Hello, snapshot: Snapshot) -> None:
-    """A table for people."""
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for column in ("ENGINE", "MODEL", "STATE", "SINCE", "PID", "RESTARTS"):
-        table.add_column(column, overflow="fold")
-    for engine in snapshot.engines:
-        table.add_row(
-            engine.name,
-            engine.model,
-            engine.state.value,
-            duration(now() - engine.since) if engine.since else "-",
-            str(engine.pid or "-"),
-            str(engine.restarts),
-        )
-    console = Console(highlight=False)
-    console.print(f"{hello.address}/v1 (pid {hello.pid})" + (", draining" if snapshot.draining else ""))
-    console.print(table)
-    for engine in snapshot.engines:
-        if said := engine.reason or engine.detail:
-            console.print(f"{engine.name}: {said}", markup=False, soft_wrap=True)
+    async with control.ask(run_dir, verb, engine) as service:
+        await progress.until_done(service.snapshots(), Console())
+        if service.said is None:
+            raise SetupError(f"the service on {run_dir.path} ended before that was done")
+        return service.said
 
 
 def duration(seconds: float) -> str:

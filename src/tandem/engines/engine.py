@@ -1,27 +1,39 @@
 """One engine's life: its states, and the one task that writes them."""
 
 import asyncio
+import random
+import re
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx2
 import msgspec
 
+from tandem.engines import keeper, restarts, vitals
 from tandem.engines.diagnosis import diagnose
 from tandem.engines.footprints import Seen, seen_after
+from tandem.engines.hardware import CardUse, resident
 from tandem.engines.launch import Launch
 from tandem.engines.phases import STARTED, phase_after, remark
 from tandem.engines.process import EngineProcess, environment
-from tandem.fleet import Engine, Fleet, State, now
+from tandem.engines.progress import Progress, Start
+from tandem.engines.vitals import Processes, Sample
+from tandem.fleet import Engine, Fleet, State, Vitals, now
 from tandem.logfile import Rotation
+from tandem.settings import SupervisionSettings
 
 _POLL = 0.25  # seconds between two questions whether a starting engine listens yet
 _WATCH = 2.0  # seconds between two looks at a ready engine
-_PATIENCE = 600.0  # seconds that the first real request may take: a CPU may page in gigabytes for it
-_RESTARTS = 5  # in a row, without ten minutes of service in between
-_SETTLED = 600.0
+_LOOK = 1.0  # seconds between two looks at whether a starting engine moves
+_LINE = 300  # characters of its last line that are told
+_ROOM = 60.0  # seconds for which the memory of an engine that died is waited for
+_ROOM_POLL = 1.0
+_SAMPLES = 6  # that are kept of a ready engine: the last ten seconds
+_MOMENT = 0.5  # seconds between two samples of which a rate is made
 _LAST_WORDS = 5.0
 _LAST_LINES = 300
 # Beyond its own time for requests in flight, what vLLM needs to put away.
@@ -43,8 +55,13 @@ class Spec:
         drain_timeout: seconds that requests in flight get when it is told to stop.
         cards: the cards it may see, by index; empty where there is but one, or none.
         sized: whether it is told how large its KV cache is, and does not measure.
-        remember: called once it is ready, with its process and what its log said of its memory.
+        memory: bytes that it was planned to take, on each of its cards or of RAM; 0 where that is not known.
+        remember: called once it is ready, with its process, what its log said of its memory, and the seconds that its
+            start took.
+        took: seconds that its last start took; 0 where that is not known.
         rotation: of its log.
+        supervision: what is done when it dies.
+        room: whether there is room for it, asked before it is started again; None where that is not known.
     """
 
     engine: Engine
@@ -55,8 +72,12 @@ class Spec:
     drain_timeout: float
     cards: tuple[int, ...] = ()
     sized: bool = False
-    remember: Callable[[int, Seen], None] | None = None
+    memory: int = 0
+    remember: Callable[[int, Seen, float], None] | None = None
+    took: float = 0.0
     rotation: Rotation = field(default_factory=Rotation)
+    supervision: SupervisionSettings = field(default_factory=SupervisionSettings)
+    room: Callable[[], bool] | None = None
 
 
 class _NotServing(Exception):
@@ -69,14 +90,18 @@ class EngineRunner:
     def __init__(self, spec: Spec, fleet: Fleet) -> None:
         self._spec = spec
         self._fleet = fleet
-        self._engine = spec.engine
+        self._engine = msgspec.structs.replace(spec.engine, estimate=spec.took)
         self._phase = STARTED
         self._remark = ""
         self._seen = Seen()
         self._process: EngineProcess | None = None
         self._ready_at: float | None = None
-        self._took = 0.0  # seconds of its last start; 0 before the first
+        self._samples: deque[Sample] = deque(maxlen=_SAMPLES)  # of its present life, once it was ready
+        self._lines = 0  # logged in its present life
         self._stopping = asyncio.Event()
+        self._renewing = asyncio.Event()
+        self._next: Spec | None = None
+        self._renewed: asyncio.Future[str] | None = None
 
     @property
     def name(self) -> str:
@@ -94,24 +119,57 @@ class EngineRunner:
         """Start the engine and keep it up, until :meth:`stop` or until it has failed for good."""
         self._spec.tmp.mkdir(parents=True, exist_ok=True)
         self._spec.log.parent.mkdir(parents=True, exist_ok=True)
-        deaths = 0
+        deaths: list[float] = []
+        trusted = False  # whether it was ever ready with these settings
         while not self._stopping.is_set():
+            if self._next:
+                self._begin_anew(self._next)
+                deaths, trusted = [], False
+                await self._room()
             ready_at = await self._live()
             if self._stopping.is_set():
                 break
-            deaths = 1 if ready_at and now() - ready_at > _SETTLED else deaths + 1
-            if (ready_at is None and not self._engine.restarts) or deaths > _RESTARTS:
-                self._write(State.FAILED)
+            if self._next:
+                continue
+            trusted = trusted or ready_at is not None
+            supervision = self._spec.supervision
+            deaths = restarts.recent([*deaths, now()], now(), supervision)
+            if not trusted or restarts.given_up(deaths, supervision):
+                self._give_up(len(deaths) if trusted else 0)
                 return
-            pause = min(2.0 ** (deaths - 1), 30.0)
-            expected = now() + pause + self._took if self._took else 0.0
-            self._write(State.RESTARTING, restarts=self._engine.restarts + 1, expected=expected)
+            pause = restarts.pause(deaths, supervision, random.random())  # noqa: S311 - jitter
+            self._write(
+                State.RESTARTING,
+                restarts=self._engine.restarts + 1,
+                expected=self._expected(pause),
+                error=self._engine.reason,
+            )
             await self._pause(pause)
-        self._write(State.STOPPED, detail="", reason="the service was stopped", pid=None)
+            await self._room()
+        self._write(State.STOPPED, detail="", reason="it was stopped", pid=None, renewed=False)
+        self._answer("it was stopped")
 
     def stop(self) -> None:
         """Have the engine finish its requests and end; :meth:`run` returns when nothing of it is left."""
         self._stopping.set()
+
+    def renew(self, spec: Spec | None = None) -> "asyncio.Future[str]":
+        """Have the engine finish its requests, end, and start again, as ``spec`` says where that is another one.
+
+        Where :meth:`run` has returned, it is to be called again.
+
+        Returns:
+            What becomes of it: why it did not come back; empty once it is ready.
+        """
+        self._next = spec or self._spec
+        self._renewing.set()
+        self._renewed = asyncio.get_running_loop().create_future()
+        return self._renewed
+
+    def adopt(self, spec: Spec) -> None:
+        """Take over what of ``spec`` concerns callers alone: the engine itself runs on as it is."""
+        self._take(spec)
+        self._fleet.put(self._engine)
 
     def kill(self) -> None:
         """End every process of the engine at once."""
@@ -125,8 +183,17 @@ class EngineRunner:
         self._remark = ""
         self._seen = Seen()
         self._ready_at = None
-        before = f" again; before that: {self._engine.reason}" if self._engine.restarts else ""
-        self._write(State.STARTING, detail=STARTED.detail, reason=f"it is starting{before}", started=now())
+        self._samples.clear()
+        before = f" again; before that: {self._engine.reason}" if self._engine.state is State.RESTARTING else ""
+        self._lines = 0
+        self._write(
+            State.STARTING,
+            detail=STARTED.detail,
+            reason=f"it is starting{before}",
+            started=now(),
+            expected=self._expected(),
+            line="",
+        )
         process = self._process = await EngineProcess.start(
             self._spec.launch.argv,
             environment(self._spec.inherited, self._spec.launch.env),
@@ -137,10 +204,12 @@ class EngineRunner:
         exited = asyncio.create_task(process.wait())
         watching = asyncio.create_task(self._watch(process))
         stopping = asyncio.create_task(self._stopping.wait())
+        renewing = asyncio.create_task(self._renewing.wait())
         try:
-            await asyncio.wait({exited, watching, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({exited, watching, stopping, renewing}, return_when=asyncio.FIRST_COMPLETED)
             if watching.done():  # it refused, perhaps because it is just ending: then that tells more
-                await asyncio.wait({exited, stopping}, timeout=_LAST_WORDS, return_when=asyncio.FIRST_COMPLETED)
+                told = {exited, stopping, renewing}
+                await asyncio.wait(told, timeout=_LAST_WORDS, return_when=asyncio.FIRST_COMPLETED)
             if exited.done():
                 # What a serving engine logged of single requests long before is not why it ended.
                 lines = list(process.lines)[-_LAST_LINES if self._ready_at else 0 :]
@@ -152,32 +221,62 @@ class EngineRunner:
                 self._write(self._engine.state, reason=str(refusal), pid=None)
             else:
                 watching.cancel()  # its health stays good while it drains
-                self._write(State.DRAINING, detail="finishing requests", reason="the service is stopping")
+                if not stopping.done():
+                    await self._drain(stopping)
+                self._write(State.DRAINING, detail="finishing requests", reason=self._leaving())
                 await process.stop(self._spec.drain_timeout + _PUT_AWAY)
             return self._ready_at
         finally:
-            for task in (watching, stopping):
+            for task in (watching, stopping, renewing):
                 task.cancel()
             process.kill()
             await process.wait()
             shutil.rmtree(self._spec.tmp, ignore_errors=True)
             self._spec.tmp.mkdir(parents=True, exist_ok=True)
 
+    async def _drain(self, stopping: "asyncio.Task[bool]") -> None:
+        """Have the routers give it no more, and wait until they have all that it was asked, within its time."""
+        self._write(
+            State.DRAINING,
+            detail="finishing requests",
+            reason=self._leaving(),
+            renewed=True,
+            expected=self._expected(),
+        )
+        idle = asyncio.create_task(self._fleet.idle(self.name))
+        await asyncio.wait({idle, stopping}, timeout=self._spec.drain_timeout, return_when=asyncio.FIRST_COMPLETED)
+        idle.cancel()
+
+    def _leaving(self) -> str:
+        return "it is stopping" if self._stopping.is_set() else "it is going to be started anew"
+
     async def _watch(self, process: EngineProcess) -> None:
         """Ready once the engine's own health and one real request say so; from then on, as its health goes."""
-        async with httpx2.AsyncClient(base_url=self._engine.url, trust_env=False, timeout=10.0) as client:
-            while await self._health(client) != 200:
-                await asyncio.sleep(_POLL)
-            await self._first_request(client)
+        async with self._client() as client:
+            await self._while_it_moves(process, self._come_up(client))
             context = await self._context(client)
             self._ready_at = now()
-            self._took = self._ready_at - self._engine.started
-            self._write(State.READY, detail=self._remark, reason="", pid=process.pid, context=context, expected=0.0)
+            took = self._ready_at - self._engine.started
+            self._write(
+                State.READY,
+                detail=self._remark,
+                reason="",
+                pid=process.pid,
+                context=context,
+                expected=0.0,
+                renewed=False,
+                estimate=took,
+                line="",
+            )
+            self._answer("")
             if self._spec.remember and process.pid is not None:
-                await asyncio.to_thread(self._spec.remember, process.pid, self._seen)
+                await asyncio.to_thread(self._spec.remember, process.pid, self._seen, took)
             heard = now()
+            progress: Progress | None = None
             while True:
                 await asyncio.sleep(_WATCH)
+                if (pid := process.pid) is not None:
+                    progress = await self._check_progress(pid, client, progress)
                 health = await self._health(client)
                 if health == 200:
                     self._write(State.READY, detail=self._remark, reason="")
@@ -190,6 +289,79 @@ class EngineRunner:
                 elif now() - heard > self._spec.drain_timeout + _DEAF:
                     raise _NotServing("it did not listen any more, and did not end")
 
+    async def vitals(self, use: CardUse) -> Vitals:
+        """How it fares now.
+
+        Args:
+            use: what the cards are used for.
+        """
+        work = self._fleet.work(self.name)
+        pid = self._engine.pid
+        if pid is None:
+            return Vitals(engine=self.name, in_flight=work.in_flight)
+        async with self._client() as client:
+            asked = client if self._engine.ready else None
+            before = self._samples[0] if self._samples else await self._sample(pid, asked)
+            if vitals.now() - before.at < _MOMENT:
+                await asyncio.sleep(_MOMENT)
+            after = await self._sample(pid, asked)
+        cards = self._spec.cards or tuple(use.busy)
+        held = [use.held[each] for each in (pid, *keeper.descendants(pid)) if each in use.held]
+        on_card = self._spec.room is not None
+        return Vitals(
+            engine=self.name,
+            memory=await asyncio.to_thread(resident, pid),
+            card_memory=sum(held) if held else None,
+            in_flight=work.in_flight,
+            requests=after.counters.requests if after.counters else None,
+            tokens_per_second=vitals.tokens_per_second(before, after),
+            cores=vitals.cores(before, after),
+            card_use=max((use.busy[card] for card in cards if card in use.busy), default=None) if on_card else None,
+        )
+
+    async def _sample(self, pid: int, client: httpx2.AsyncClient | None) -> Sample:
+        """The engine at this moment; its counters only where ``client`` is there to ask."""
+        work = self._fleet.work(self.name)
+        counters = await vitals.counted(client) if client else None
+        processes = await asyncio.to_thread(vitals.processes, pid)
+        return Sample(vitals.now(), work.in_flight, work.bytes, processes, counters)
+
+    async def _check_progress(self, pid: int, client: httpx2.AsyncClient, before: Progress | None) -> Progress:
+        """See whether it moves. In doubt, ask it something: callers may just be slow to take their answers.
+
+        Raises:
+            _NotServing: it has work, nothing has moved for its grace, and it does not answer.
+        """
+        await self._feel(pid, client)
+        sample = self._samples[-1]
+        progress = before.after(sample) if before else Progress(sample, sample.at)
+        grace = progress.grace(self._spec.supervision)
+        if progress.still < grace / 2:
+            return progress
+        try:
+            async with asyncio.timeout(grace - progress.still):
+                await self._first_request(client)
+            return progress.answered()
+        except TimeoutError:
+            last = await self._sample(pid, client)
+        progress = progress.after(last)
+        if progress.still < grace:
+            return progress
+        reason = f"it has {last.in_flight} requests in flight, and for {progress.still:.0f} s nothing of it has moved"
+        self._write(State.STALLED, reason=reason)
+        raise _NotServing(reason)
+
+    async def _feel(self, pid: int, client: httpx2.AsyncClient) -> None:
+        """Sample a ready engine; one that had nothing to do since is not asked what it has counted."""
+        last = self._samples[-1] if self._samples else None
+        if last and last.counters and not last.in_flight and not self._fleet.work(self.name).in_flight:
+            self._samples.append(replace(await self._sample(pid, None), counters=last.counters))
+        else:
+            self._samples.append(await self._sample(pid, client))
+
+    def _client(self) -> httpx2.AsyncClient:
+        return httpx2.AsyncClient(base_url=self._engine.url, trust_env=False, timeout=10.0)
+
     async def _health(self, client: httpx2.AsyncClient) -> int | None:
         """The status of the engine's ``/health``; 0 if it does not listen, None if it is too busy to answer."""
         try:
@@ -198,6 +370,43 @@ class EngineRunner:
             return None
         except httpx2.TransportError:
             return 0
+
+    async def _come_up(self, client: httpx2.AsyncClient) -> None:
+        """Returns once it is healthy and has answered a real request."""
+        while await self._health(client) != 200:
+            await asyncio.sleep(_POLL)
+        await self._first_request(client)
+
+    async def _while_it_moves(self, process: EngineProcess, coming: Coroutine[None, None, None]) -> None:
+        """Wait until it has come up, for as long as it logs, reads or computes.
+
+        Raises:
+            _NotServing: it does none of these, or refused its first request.
+        """
+        timeout = self._spec.supervision.start_timeout
+        start = Start(vitals.now(), self._lines, Processes(), vitals.now())
+        task = asyncio.create_task(coming)
+        try:
+            while not (await asyncio.wait({task}, timeout=_LOOK))[0]:
+                pid = process.pid
+                did = await asyncio.to_thread(vitals.processes, pid) if pid is not None else Processes()
+                start = start.after(vitals.now(), self._lines, did)
+                line = next((line for line in reversed(process.lines) if _TELLING.search(line)), "").strip()[:_LINE]
+                if start.still < timeout:
+                    state = self._phase.state if self._engine.state is State.STALLED else self._engine.state
+                    self._write(state, detail=self._phase.detail, line=line)
+                    continue
+                reason = (
+                    f"for {start.still:.0f} s it has logged, read and computed nothing; "
+                    f"the last it did: {self._phase.detail}" + (f"; its last line: {line}" if line else "")
+                )
+                self._write(State.STALLED, detail="", reason=reason, line=line)
+                if start.still >= 2 * timeout:
+                    raise _NotServing(f"it stalled: {reason}")
+            await task
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
 
     async def _context(self, client: httpx2.AsyncClient) -> int:
         """How many tokens the model takes, as the engine has it; 0 if it does not tell."""
@@ -214,13 +423,19 @@ class EngineRunner:
         else:
             path, body = "/v1/completions", {**body, "prompt": "ready?", "max_tokens": 1}
         try:
-            answer = await client.post(path, json=body, timeout=_PATIENCE)
+            # However long it takes: a CPU may page in gigabytes for it, and computes meanwhile.
+            answer = await client.post(path, json=body, timeout=None)
         except httpx2.TransportError as exc:
             raise _NotServing(f"it broke off its first request ({exc})") from exc
         if answer.status_code != 200:
             raise _NotServing(f"it answered its first request with {answer.status_code}: {answer.text[:300]}")
 
+    def _expected(self, pause: float = 0.0) -> float:
+        """When it will be ready if it starts after ``pause`` seconds, by its last start; 0 if nobody knows."""
+        return now() + pause + self._engine.estimate if self._engine.estimate else 0.0
+
     def _heard(self, line: str) -> None:
+        self._lines += 1
         self._remark = remark(line) or self._remark
         self._seen = seen_after(self._seen, line)
         phase = phase_after(self._phase, line)
@@ -231,11 +446,45 @@ class EngineRunner:
                 self._write(phase.state, detail=phase.detail, pid=pid)
 
     async def _pause(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-        except TimeoutError:
+        told = [asyncio.create_task(event.wait()) for event in (self._stopping, self._renewing)]
+        await asyncio.wait(told, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for task in told:
+            task.cancel()
+
+    async def _room(self) -> None:
+        """Wait until what it takes is free again; not for ever, since vLLM says best what it lacks."""
+        if self._spec.room is None:
             return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_ROOM):
+                while not (self._stopping.is_set() or await asyncio.to_thread(self._spec.room)):
+                    self._write(self._engine.state, detail="waiting until its memory is free again")
+                    await self._pause(_ROOM_POLL)
+
+    def _give_up(self, deaths: int) -> None:
+        reason = self._engine.reason
+        if deaths > 1:
+            window = f"{self._spec.supervision.restart_window:g} s"
+            reason = f"it ended {deaths} times within {window}; the last time: {reason}"
+        self._write(State.FAILED, reason=reason, error=self._engine.reason, renewed=False, expected=0.0)
+        self._answer(reason)
+
+    def _begin_anew(self, spec: Spec) -> None:
+        self._next = None
+        self._renewing.clear()
+        self._take(spec)
+        self._engine = msgspec.structs.replace(self._engine, estimate=spec.took or self._engine.estimate)
+        self._write(State.WAITING, reason="", detail="", pid=None, renewed=True, expected=self._expected())
+
+    def _take(self, spec: Spec) -> None:
+        self._spec = spec
+        known = {name: getattr(self._engine, name) for name in _LIVED}
+        self._engine = msgspec.structs.replace(spec.engine, **known)
+
+    def _answer(self, reason: str) -> None:
+        """Tell whoever asked for a new start what came of it; a start that is to be followed by another is no news."""
+        if self._renewed and not self._renewed.done() and not self._next:
+            self._renewed.set_result(reason)
 
     def _write(self, state: State, **changes: object) -> None:
         since = self._engine.since if state is self._engine.state else now()
@@ -243,4 +492,11 @@ class EngineRunner:
         self._fleet.put(self._engine)
 
 
+# What an engine's snapshot has of its life, and not of its settings.
+_LIVED = (
+    *("state", "detail", "reason", "since", "started", "pid", "restarts", "context", "expected", "renewed", "error"),
+    *("estimate", "line"),
+)
+# Not the line in which vLLM repeats its arguments, of which some are secrets; nor one without words.
+_TELLING = re.compile(r"^(?!.*\bargs\b).*\w{2}")
 _ON_THE_WAY = frozenset({State.STARTING, State.LOADING, State.SIZING, State.WARMING})

@@ -3,20 +3,16 @@
 The lines are those of vLLM 0.24 to 0.33: a card's engine measures what it needs beside its KV cache, and says so once.
 """
 
-import fcntl
 import hashlib
 import json
-import os
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
+from tandem.engines import state
 from tandem.settings import EngineSettings
 
 _GIB = 2**30
-# Entries of models that nobody has started for long make room for new ones.
-_MOST = 256
+_FILE = "footprints.json"
 
 
 @dataclass(frozen=True)
@@ -123,39 +119,21 @@ def key(model: str, revision: str, *, vllm: str, place: str, dtype: str, setting
     return " | ".join((model, revision, vllm, place, dtype, told))
 
 
-def state_dir() -> Path:
-    """Where what outlives a run lies: one place for every run of this user."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "tandem"
-
-
 def remembered() -> dict[str, Footprint]:
-    """All footprints, by key; none where the file is not there, or is of another form."""
+    """All footprints, by key."""
     try:
-        told = json.loads(_path().read_text())
-        return {key: Footprint(**each) for key, each in told.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        return {key: Footprint(**each) for key, each in state.read(_FILE).items()}
+    except TypeError:  # of another form
         return {}
 
 
 def remember(key: str, found: Footprint) -> None:
-    """Keep ``found`` for the next start. Services that start at the same time do not lose each other's.
+    """Keep ``found`` for the next start.
 
     Raises:
         OSError: the state folder cannot be written.
     """
-    path = _path()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        known = {each: known for each, known in remembered().items() if each != key}
-        kept: Mapping[str, Footprint] = dict([*known.items(), (key, found)][-_MOST:])
-        new = path.with_suffix(".new")
-        new.write_text(json.dumps({each: asdict(one) for each, one in kept.items()}, indent=2) + "\n")
-        new.replace(path)
-
-
-def _path() -> Path:
-    return state_dir() / "footprints.json"
+    state.write(_FILE, key, asdict(found))
 
 
 def _bytes(gibibytes: str) -> int:

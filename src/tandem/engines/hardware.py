@@ -4,6 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -95,21 +97,59 @@ def parse_cards(listing: str, visible: str | None) -> tuple[Card, ...]:
     return tuple(cards)
 
 
+@dataclass(frozen=True)
+class CardUse:
+    """What cards are used for.
+
+    Attributes:
+        busy: by card's index, how busy it is, from 0 to 1.
+        held: by process, bytes that it holds of all cards together.
+    """
+
+    busy: Mapping[int, float]
+    held: Mapping[int, int]
+
+
+def card_use() -> CardUse:
+    """Ask the driver; nothing where there is none. In a container it may know processes by other numbers."""
+    return parse_card_use(_ask_driver("gpu=index,utilization.gpu"), _ask_driver("compute-apps=pid,used_memory"))
+
+
+def parse_card_use(cards: str, processes: str) -> CardUse:
+    """From two tables of ``nvidia-smi``; what it says "[N/A]" to is left out."""
+    held: Counter[int] = Counter()
+    for pid, mebibytes in _numbers(processes):
+        held[pid] += mebibytes * 2**20
+    return CardUse({index: percent / 100 for index, percent in _numbers(cards)}, dict(held))
+
+
+def _numbers(table: str) -> Iterator[tuple[int, int]]:
+    for line in table.strip().splitlines():
+        first, _, second = (cell.strip() for cell in line.partition(","))
+        if first.isdigit() and second.isdigit():
+            yield int(first), int(second)
+
+
 def _cards() -> tuple[Card, ...]:
+    listing = _ask_driver("gpu=index,name,memory.total,memory.free,driver_version,uuid")
+    return parse_cards(listing, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def _ask_driver(query: str) -> str:
+    """A table from ``nvidia-smi``; empty without it."""
     if not (smi := shutil.which("nvidia-smi")):
-        return ()
-    query = "--query-gpu=index,name,memory.total,memory.free,driver_version,uuid"
+        return ""
     try:
         answer = subprocess.run(
-            [smi, query, "--format=csv,noheader,nounits"],
+            [smi, f"--query-{query}", "--format=csv,noheader,nounits"],
             capture_output=True,
             text=True,
             timeout=30,
             check=True,
         )
     except (OSError, subprocess.SubprocessError):
-        return ()  # the tool without a card or a driver
-    return parse_cards(answer.stdout, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        return ""  # the tool without a card or a driver
+    return answer.stdout
 
 
 def _cores() -> int:

@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
@@ -26,6 +27,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lies, shm_overview(7)
 # Python's shared memory and semaphores, and torch's, directly in that folder; a deleted one has more on its line.
 _MAPPED = re.compile(r" /dev/shm/((?:psm_|sem\.|torch_)[^/\s]+)$", re.MULTILINE)
+_MARK = re.compile(r"__KMP_REGISTERED_LIB_(\d+)_\d+")  # OpenMP's, of one process
+_NOTE = "shared-memory"
 _TRACKER = b"multiprocessing.resource_tracker"
 _TRACKER_SECONDS = 2.0
 
@@ -47,16 +50,19 @@ def main() -> int:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     poll.register(sys.stdin.fileno(), select.POLLIN)
-    shared_memory = _left_by(server.pid)
+    shared_memory = left_by(server.pid)
+    _note(shared_memory)
     for seconds in itertools.chain((0.1, 0.4, 2), itertools.repeat(5)):
         # A process that is already dead cannot be asked what it had mapped, so they are asked while they live.
         if poll.poll(seconds * 1000):  # goes on after a signal (PEP 475)
             break
+        noted = set(shared_memory)
         for pid in descendants(os.getpid()):
-            shared_memory |= _left_by(pid)
+            shared_memory |= left_by(pid)
+        if shared_memory != noted:
+            _note(shared_memory)
     _kill_descendants(server, shared_memory)
-    for path in shared_memory:
-        path.unlink(missing_ok=True)
+    put_away(shared_memory)
     code = server.wait()
     return 128 - code if code < 0 else code
 
@@ -70,7 +76,7 @@ def _kill_descendants(server: subprocess.Popen[bytes], shared_memory: set[Path])
     patience = time.monotonic() + _TRACKER_SECONDS
     while pids := descendants(me):
         for pid in pids:
-            shared_memory |= _left_by(pid)
+            shared_memory |= left_by(pid)
             if time.monotonic() < patience and _TRACKER in _command(pid):
                 continue
             try:
@@ -90,19 +96,64 @@ def descendants(root: int) -> list[int]:
     return sorted(found - {root})
 
 
-def kill_session(session: int) -> None:
-    """Kill every process of ``session``, whose leader, a keeper, was killed itself; remove the memory they shared."""
-    shared_memory: set[Path] = set()
-    while pids := [pid for pid, (_, own) in _living().items() if own == session]:
+def kill_session(session: int, tmp: str = "") -> None:
+    """Kill every process of ``session``, whose leader, a keeper, was killed itself; remove the memory they shared.
+
+    Args:
+        tmp: the folder for temporary files that its engine was started with.
+    """
+    kill_all(lambda: [pid for pid, (_, own) in _living().items() if own == session], noted(tmp))
+
+
+def kill_all(find: Callable[[], Collection[int]], shared_memory: Collection[Path] = ()) -> set[int]:
+    """Kill what ``find`` finds until that is nothing, and remove the memory they shared; what was killed.
+
+    Args:
+        shared_memory: more of it that may be left.
+    """
+    left = set(shared_memory)
+    killed: set[int] = set()
+    while pids := find():
         for pid in pids:
-            shared_memory |= _left_by(pid)
+            left |= left_by(pid)
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
+            killed.add(pid)
         time.sleep(0.01)
+    put_away(left)
+    return killed
+
+
+def put_away(shared_memory: Collection[Path]) -> None:
+    """Remove what was shared, but for the mark of a process that lives: its number may be another's by now."""
+    living = _living()
     for path in shared_memory:
-        path.unlink(missing_ok=True)
+        mark = _MARK.fullmatch(path.name)
+        if not (mark and int(mark[1]) in living):
+            path.unlink(missing_ok=True)
+
+
+def noted(tmp: str) -> set[Path]:
+    """What the keeper of the engine with this folder wrote down, for whoever clears up after one that was killed."""
+    try:
+        names = Path(tmp, _NOTE).read_text().splitlines() if tmp else []
+    except OSError:
+        return set()
+    return {_SHARED_MEMORY / name for name in names if _MARK.fullmatch(name) or _MAPPED.search(f" /dev/shm/{name}")}
+
+
+def _note(shared_memory: Collection[Path]) -> None:
+    """Write down what would be left, should this process be killed, too."""
+    tmp = os.environ.get("TMPDIR", "")
+    try:
+        new = Path(tmp, f"{_NOTE}.new")
+        if tmp:
+            new.write_text("".join(f"{path.name}\n" for path in shared_memory))
+            new.replace(Path(tmp, _NOTE))
+    except OSError:
+        return  # the folder is full or gone: nobody is worse off than without a note
 
 
 def _living() -> dict[int, tuple[int, int]]:
@@ -120,7 +171,7 @@ def _living() -> dict[int, tuple[int, int]]:
     return found
 
 
-def _left_by(pid: int) -> set[Path]:
+def left_by(pid: int) -> set[Path]:
     """What ``pid`` would leave in /dev/shm, were it killed: what it has mapped there, and OpenMP's mark.
 
     Only what libraries make there for the life of a process: models, too, may lie in /dev/shm.

@@ -6,16 +6,18 @@ by the session that they share with one that did not.
 """
 
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tandem.engines import keeper
 from tandem.rundir import RunDir
 
 
 @dataclass(frozen=True)
 class Orphan:
-    """One such process, and the run folder of the service that started it."""
+    """A process of an engine, and the run folder of the service that started it."""
 
     pid: int
     run_dir: Path
@@ -23,6 +25,30 @@ class Orphan:
 
 def orphans(proc: Path = Path("/proc")) -> list[Orphan]:
     """All orphans of this user's services, by pid. Processes of services that run are none."""
+    return [orphan for orphan in _engines(proc) if not RunDir(orphan.run_dir).alive()]
+
+
+def sweep(run_dir: RunDir) -> set[int]:
+    """Clear what is left of the service that had ``run_dir`` before: processes, shared memory, temporary files.
+
+    For whoever has claimed the folder, and has started nothing yet. Others' processes are left alone, those of other
+    run folders, too.
+
+    Returns:
+        The processes that were killed.
+    """
+    tmp = run_dir.path / "tmp"
+    shared_memory = {path for folder in tmp.glob("*") for path in keeper.noted(str(folder))}
+    folder = run_dir.path.resolve()
+    killed = keeper.kill_all(
+        lambda: [orphan.pid for orphan in _engines(Path("/proc")) if orphan.run_dir.resolve() == folder], shared_memory
+    )
+    shutil.rmtree(tmp, ignore_errors=True)
+    return killed
+
+
+def _engines(proc: Path) -> list[Orphan]:
+    """Every process of an engine that a service of this user has started."""
     folders: dict[int, Path] = {}
     sessions: dict[int, int] = {}
     for entry in proc.iterdir():
@@ -41,8 +67,7 @@ def orphans(proc: Path = Path("/proc")) -> list[Orphan]:
         sessions[pid] = int(fields[2])
         if (folder := _run_folder(_parsed(environment))) is not None:
             folders[pid] = folder
-    gone = {folder for folder in set(folders.values()) if not RunDir(folder).alive()}
-    by_session = {sessions[pid]: folder for pid, folder in folders.items() if folder in gone}
+    by_session = {sessions[pid]: folder for pid, folder in folders.items()}
     return [Orphan(pid, by_session[session]) for pid, session in sorted(sessions.items()) if session in by_session]
 
 

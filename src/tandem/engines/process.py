@@ -20,8 +20,11 @@ _LAST_LINES = 5.0  # seconds for the last lines, once nothing is left that could
 class EngineProcess:
     """A running engine: a keeper with vLLM's API server below it. Made by :meth:`start`."""
 
-    def __init__(self, process: asyncio.subprocess.Process, log: RotatingLog, on_line: Callable[[str], None]) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, log: RotatingLog, on_line: Callable[[str], None], tmp: str
+    ) -> None:
         self._process = process
+        self._tmp = tmp
         self._on_line = on_line
         self.lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._pump = asyncio.create_task(self._carry(log))
@@ -51,7 +54,7 @@ class EngineProcess:
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
         )
-        return cls(process, RotatingLog(log, rotation), on_line)
+        return cls(process, RotatingLog(log, rotation), on_line, env.get("TMPDIR", ""))
 
     @property
     def pid(self) -> int | None:
@@ -78,7 +81,7 @@ class EngineProcess:
         while self._process.returncode is None and not self._pump.done():
             await asyncio.wait({self._pump}, timeout=_LOOK)
         if (self._process.returncode or 0) < 0:
-            keeper.kill_session(self._process.pid)
+            keeper.kill_session(self._process.pid, self._tmp)
         await asyncio.wait({self._pump}, timeout=_LAST_LINES)
         self._pump.cancel()
         code = await self._process.wait()

@@ -163,13 +163,20 @@ class ErrorResponse(Struct):
 
 
 class ServiceHealth(Struct):
-    """One part of the service. ``status`` is ``healthy`` or an engine's state."""
+    """One part of the service. ``status`` is ``healthy`` or an engine's state.
+
+    Of an engine that is not ready, ``elapsed`` is the seconds since its start began, ``estimate`` the seconds that its
+    last start took, and ``last_line`` what it logged last.
+    """
 
     status: str
     model: str | UnsetType = UNSET
     detail: str | UnsetType = UNSET
     reason: str | UnsetType = UNSET
     since: float | UnsetType = UNSET
+    elapsed: float | UnsetType = UNSET
+    estimate: float | UnsetType = UNSET
+    last_line: str | UnsetType = UNSET
     restarts: int | UnsetType = UNSET
 
 

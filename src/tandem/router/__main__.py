@@ -8,20 +8,23 @@ import asyncio
 import os
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from tandem import control
-from tandem.fleet import Fleet
+from tandem.fleet import Fleet, Work
 from tandem.router.app import Router
 from tandem.router.server import event_loop, server, tune
 from tandem.router.upstream import Upstreams
 from tandem.rundir import RunDir
 from tandem.telemetry import logs, tracing
 
+_REPORT = 0.25  # seconds between two words to the supervisor of what the engines have to do
+
 
 async def main(run_dir: RunDir, listener: socket.socket) -> None:
     """Serve on ``listener`` what the service on ``run_dir`` tells of its engines, until SIGTERM or its end."""
-    async with control.ask(run_dir, "watch") as service:
+    async with control.ask(run_dir, "route") as service:
         settings, api = service.hello.router_settings(), service.hello.api_settings()
         logs.configure(service.hello.log_level, service.hello.log_format)
         fleet, upstreams = Fleet(), Upstreams(connect_timeout=settings.connect_timeout)
@@ -32,12 +35,25 @@ async def main(run_dir: RunDir, listener: socket.socket) -> None:
             # The supervisor is gone, however it went, and the engines with it.
             serving.should_exit = True
 
+        async def report() -> None:
+            told: tuple[Work, ...] = ()
+            with suppress(ConnectionError):  # of which those hear who follow
+                while True:
+                    if (work := router.work()) != told:
+                        await service.tell(told := work)
+                    await asyncio.sleep(_REPORT)
+
+        async def supervised() -> None:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(follow())
+                tasks.create_task(report())
+
         router = Router(
             fleet,
             upstreams,
             settings,
             api,
-            background=follow,
+            background=supervised,
             sinks=[logs.RequestLog(service.hello.log_level, service.hello.log_format)],
             tracing=tracing.from_environment(os.environ),
         )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from math import ceil
 
 from tandem.errors import ApiError
-from tandem.fleet import Engine, Fleet, Snapshot, State, now
+from tandem.fleet import Engine, Fleet, Snapshot, State, Work, now
 from tandem.router import checks
 from tandem.router.retry import Breaker
 from tandem.settings import RouterSettings
@@ -28,6 +28,7 @@ class Seat:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.in_flight = 0
+        self.bytes = 0  # of what is in flight
         self.breaker = Breaker()
         self.suspect_until = 0.0  # on the monotonic clock: it seems gone, and soon somebody will know
 
@@ -39,11 +40,15 @@ class Seat:
 class Lease:
     """The right to ask one engine once. Given back exactly once, by one of its three verbs."""
 
-    __slots__ = ("_admission", "_probe", "_seat", "engine")
+    __slots__ = ("_admission", "_probe", "_seat", "_size", "engine")
 
-    def __init__(self, admission: "Admission", seat: Seat) -> None:
+    def __init__(self, admission: "Admission", seat: Seat, size: int) -> None:
         self.engine = seat.engine
         self._seat = seat
+        self._size = size
+        seat.in_flight += 1
+        seat.bytes += size
+        seat.breaker.began()
         self._probe = seat.breaker.open  # else what comes of it is no news of an engine that is shut off by now
         self._admission = admission
 
@@ -51,7 +56,7 @@ class Lease:
         """The engine answered."""
         if self._probe or not self._seat.breaker.open:
             self._seat.breaker.succeeded()
-        self._admission.release(self._seat)
+        self._give_back()
 
     def failed(self, *, gone: bool = False, counts: bool = True) -> None:
         """The engine is at fault; ``gone``, if it seems to have ended. Not each fault ``counts`` for the breaker."""
@@ -61,12 +66,16 @@ class Lease:
                 seat.breaker.failed(clock)
             if gone:
                 seat.suspect_until = clock + _NEWS
-        self._admission.release(self._seat)
+        self._give_back()
 
     def left(self) -> None:
         """Nothing was learned of the engine."""
         if self._probe:
             self._seat.breaker.left()
+        self._give_back()
+
+    def _give_back(self) -> None:
+        self._seat.bytes -= self._size
         self._admission.release(self._seat)
 
 
@@ -99,6 +108,10 @@ class Admission:
             for name, seat in self._seats.items()
         ]
 
+    def work(self) -> tuple[Work, ...]:
+        """What every engine that was asked so far has to do; for the supervisor."""
+        return tuple(Work(name, seat.in_flight, seat.bytes, seat.engine.ready) for name, seat in self._seats.items())
+
     def check(self, engine: Engine, waiting: int) -> None:
         """Whether a newcomer may wait for ``engine`` behind ``waiting`` others, who are not in any queue here.
 
@@ -110,7 +123,7 @@ class Admission:
         if self._free(engine.replica_of or engine.name, "") is None:
             self._pause(engine, self._settings.queue_timeout, self._settings.queue_timeout, patient=False)
 
-    def at_once(self, engine: Engine, tried: str = "") -> Lease | None:
+    def at_once(self, engine: Engine, tried: str = "", size: int = 0) -> Lease | None:
         """A lease, as :meth:`lease` gives it, if there is one without waiting: most requests need no more."""
         name = engine.replica_of or engine.name
         queue = self._queues.get(name)
@@ -118,9 +131,7 @@ class Admission:
             queue = self._queues[name] = deque()
         if queue or (seat := self._free(name, tried)) is None:
             return None
-        seat.in_flight += 1
-        seat.breaker.began()
-        return Lease(self, seat)
+        return Lease(self, seat, size)
 
     async def lease(
         self, engine: Engine, *, deadline: float, patient: bool = False, tried: str = "", size: int = 0
@@ -132,12 +143,12 @@ class Admission:
             patient: wait for an engine that is coming back for as long as the deadline allows, not just for
                 ``queue_timeout``: for requests that an engine's death has hit.
             tried: name of the engine that has just failed: another one is preferred.
-            size: bytes that are held while it waits.
+            size: bytes of the question, which are held while it waits.
 
         Raises:
             ApiError: 503, none is there, or all are full, and will be for too long.
         """
-        if (found := self.at_once(engine, tried)) is not None:
+        if (found := self.at_once(engine, tried, size)) is not None:
             return found
         name = engine.replica_of or engine.name
         queue = self._queues[name]
@@ -148,9 +159,7 @@ class Admission:
             while True:
                 # Nobody overtakes: not even into a seat that has just become free for one who waits.
                 if (not queue or queue[0] is place) and (seat := self._free(name, tried)):
-                    seat.in_flight += 1
-                    seat.breaker.began()
-                    return Lease(self, seat)
+                    return Lease(self, seat, size)
                 pause = self._pause(engine, soon - loop.time(), deadline - loop.time(), patient=patient)
                 if place is None:
                     if len(queue) >= self._settings.max_queue or self._queued_bytes + size > _MOST_QUEUED:
@@ -249,7 +258,10 @@ class Admission:
             raise draining()
         coming = [seat.engine for seat in seats if seat.engine.state not in {State.FAILED, State.STOPPED}]
         estimate = min((max(0.0, each.expected - now()) for each in coming if each.expected), default=None)
-        bound = left if patient and estimate is not None else soon
+        # One that is away on request comes back, or has failed by then.
+        renewed = any(each.renewed for each in coming)
+        patient = patient or renewed
+        bound = left if patient and (renewed or estimate is not None) else soon
         fits = bool(coming) and (patient or (estimate is not None and estimate < soon))
         if not fits or bound <= 0:
             raise checks.not_ready(engine, _again(_SOON if estimate is None else estimate))

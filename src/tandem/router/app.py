@@ -91,6 +91,7 @@ class Router:
         cors: what answers browsers' questions and marks answers for them; None where no other page may call.
         timeout: seconds in which a request must be answered.
         outbox: through which hot requests are answered.
+        work: tells what every engine has to do.
 
     Raises:
         SettingsError: the key file is not usable.
@@ -122,6 +123,7 @@ class Router:
             COMPLETIONS.path: Relay(COMPLETIONS, dispatch, contexts, settings, form),
             CHAT.path: Relay(CHAT, dispatch, contexts, settings, form),
         }
+        self.work = dispatch.admission.work
         tasks = [dispatch.follow, *([background] if background else [])]
         self._rest = _api(fleet, upstreams, dispatch, self._metrics, _lifespan(upstreams, self._sinks, tasks))
         self.timeout = settings.timeout

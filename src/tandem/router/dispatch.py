@@ -123,7 +123,7 @@ class Dispatch:
         tried, patient = "", False
         blamed: set[str] = set()  # the engines that this request has counted against: a bad question is one fault
         while True:
-            lease = self.admission.at_once(engine, tried)
+            lease = self.admission.at_once(engine, tried, len(question.body))
             if lease is None:
                 began = clock()
                 try:

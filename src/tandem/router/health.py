@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 
 import msgspec
+from msgspec import UNSET
 
 from tandem.fleet import Engine, Fleet, Kind, Snapshot, State, now
 from tandem.models.responses import Health, ServiceHealth
@@ -42,6 +43,9 @@ def _service(engine: Engine) -> ServiceHealth:
         detail=engine.detail,
         reason=engine.reason,
         since=engine.since,
+        elapsed=round(max(0.0, now() - engine.started), 1) if engine.started else UNSET,
+        estimate=round(engine.estimate, 1) or UNSET,
+        last_line=engine.line or UNSET,
         restarts=engine.restarts,
     )
 

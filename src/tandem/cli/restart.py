@@ -1,0 +1,23 @@
+"""`tandem restart`: one engine of the running service starts anew."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def restart(
+    engine: Annotated[str, typer.Argument(help="Its name, as `tandem status` shows it.")],
+    run_dir: Annotated[Path | None, typer.Option(help="The service's run folder.")] = None,
+    port: Annotated[int | None, typer.Option(help="The port that the service listens on.")] = None,
+) -> None:
+    """Start an engine anew, and bring back one that has failed.
+
+    It finishes its requests first, and newcomers wait. Replicas take turns, so that one always serves.
+    """
+    import asyncio
+
+    from tandem.cli import talk
+
+    for said in asyncio.run(talk.change(talk.find(run_dir, port), "restart", engine)):
+        typer.echo(said)
