@@ -54,9 +54,9 @@ def running(service: Service, monkeypatch: pytest.MonkeyPatch) -> list[Engine]:
     engines = [ENGINE, CHAT]
     raw = msgspec.Raw(b"{}")
 
-    async def status(_: RunDir) -> tuple[Hello, Snapshot]:
+    async def status(_: RunDir) -> talk.Status:
         address = service.url.removesuffix("/v1")
-        return Hello(1, address, "info", "console", raw, raw), Snapshot(tuple(engines))
+        return talk.Status(Hello(1, address, "info", "console", raw, raw), Snapshot(tuple(engines)), {})
 
     monkeypatch.setattr(talk, "status", status)
     return engines
