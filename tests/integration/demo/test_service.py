@@ -259,9 +259,14 @@ def test_a_second_service_on_the_same_run_folder_is_refused(demo: Service) -> No
     assert f"a service is already running on {demo.run_dir.path} (pid {demo.process.pid})" in ran.stderr
 
 
+def lives(service: Service) -> dict[str, tuple[int, int, float]]:
+    """Of each engine its process, how often it was restarted, and since when it is ready."""
+    return {name: (each["pid"], each["restarts"], each["since"]) for name, each in engines(service).items()}
+
+
 def test_the_router_s_death_is_mended_within_seconds(demo: Service, http: httpx2.Client) -> None:
     """The engines run on; callers wait in the socket's queue, and are answered."""
-    before = engines(demo)
+    before = lives(demo)
     os.kill(router_pid(demo), signal.SIGKILL)
     started = time.monotonic()
     with ThreadPoolExecutor(8) as threads:
@@ -270,4 +275,4 @@ def test_the_router_s_death_is_mended_within_seconds(demo: Service, http: httpx2
     assert set(answers) <= {200, 503}
     demo.until(lambda: http.get("/health").status_code == 200, "health", 15)
     assert time.monotonic() - started < 15
-    assert engines(demo) == before
+    assert lives(demo) == before
