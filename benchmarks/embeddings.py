@@ -46,13 +46,6 @@ request = function()
   return wrk.format("POST", nil, nil, string.format(
     '{"model":"%s","encoding_format":"%s","input":"%%s"}', table.concat(text, " ")))
 end
-function done(summary, latency, requests)
-  local e = summary.errors
-  io.write(string.format(
-    '\\n{"requests":%%d,"duration":%%d,"p50":%%d,"p99":%%d,"connect":%%d,"read":%%d,"write":%%d,"timeout":%%d,"status":%%d}\\n',
-    summary.requests, summary.duration, latency:percentile(50), latency:percentile(95),
-    e.connect, e.read, e.write, e.timeout, e.status))
-end
 """
 
 
@@ -149,7 +142,7 @@ def _asked(case: Case, url: str, seconds: int, folder: Path) -> load.Measured:
     """One round; what :class:`load.Measured` calls p99 is p95 here."""
     run = next(_runs)
     script = folder / "embeddings.lua"
-    script.write_text(_SCRIPT % (run, run, case.words, MODEL, case.encoding))
+    script.write_text(_SCRIPT % (run, run, case.words, MODEL, case.encoding) + load.HOOK % 95)
     flags = ["-t1", f"-c{case.clients}", f"-d{seconds}s", "--timeout", "30s", "-s", str(script)]
     said = subprocess.run(["wrk", *flags, url + PATH], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return load.parse(said.stdout)

@@ -9,18 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# wrk's own report rounds and changes units; its hook gives whole microseconds.
-_SCRIPT = """\
-wrk.method = "POST"
-wrk.headers["Content-Type"] = "application/json"
-wrk.body = [==[%s]==]
+# wrk's own report rounds and changes units; this hook, for a percentile, gives whole microseconds.
+HOOK = """\
 function done(summary, latency, requests)
   local e = summary.errors
   io.write(string.format(
     '\\n{"requests":%%d,"duration":%%d,"p50":%%d,"p99":%%d,"connect":%%d,"read":%%d,"write":%%d,"timeout":%%d,"status":%%d}\\n',
-    summary.requests, summary.duration, latency:percentile(50), latency:percentile(99),
+    summary.requests, summary.duration, latency:percentile(50), latency:percentile(%d),
     e.connect, e.read, e.write, e.timeout, e.status))
 end
+"""
+_SCRIPT = """\
+wrk.method = "POST"
+wrk.headers["Content-Type"] = "application/json"
+wrk.body = [==[%s]==]
 """
 _FAULTS = ("connect", "read", "write", "timeout", "status")
 
@@ -55,7 +57,7 @@ class Measured:
 
 def script(case: Case) -> str:
     """wrk's script for ``case``."""
-    return _SCRIPT % json.dumps(case.body)
+    return _SCRIPT % json.dumps(case.body) + HOOK % 99
 
 
 def parse(output: str) -> Measured:

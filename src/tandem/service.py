@@ -194,19 +194,7 @@ def prepare(
         )
 
     wanted, keys = _wanted(engines, {name: models[first.get(name, name)] for name in engines}, vllm, hardware)
-    ports: dict[str, int] = {}
-    given_back = {running.port(name) for name in running.plan.engines if name not in engines} if running else set()
-    for name, engine in engines.items():
-        asked = ("engines", name, "port") in loaded.origins
-        had = running.port(name) if running else None
-        if had and (engine.port == had or not asked):
-            ports[name] = had
-        elif engine.port and engine.port in given_back and engine.port not in ports.values():
-            ports[name] = engine.port  # by then, the engine that listens there has ended
-        elif starting or not engine.port:
-            ports[name] = _port(engine.port, name, {router.port, *ports.values()}, asked=asked)
-        else:
-            ports[name] = engine.port
+    ports = _ports(loaded, engines, router.port, running, starting=starting)
     kept: dict[str, Spec] = {}
     shares: dict[str, Share] = {}
     if running:
@@ -232,6 +220,30 @@ def prepare(
         kept=frozenset(kept),
         waiting=_waiting(settings, running.plan) if running else (),
     )
+
+
+def _ports(
+    loaded: Loaded, engines: Mapping[str, EngineSettings], router: int, running: "Running | None", *, starting: bool
+) -> dict[str, int]:
+    """Where each engine listens: where it does now, if that may be, or where the settings say, or on a free port.
+
+    Raises:
+        SetupError: a port that is set is taken.
+    """
+    ports: dict[str, int] = {}
+    given_back = {running.port(name) for name in running.plan.engines if name not in engines} if running else set()
+    for name, engine in engines.items():
+        asked = ("engines", name, "port") in loaded.origins
+        had = running.port(name) if running else None
+        if had and (engine.port == had or not asked):
+            ports[name] = had
+        elif engine.port and engine.port in given_back and engine.port not in ports.values():
+            ports[name] = engine.port  # by then, the engine that listens there has ended
+        elif starting or not engine.port:
+            ports[name] = _port(engine.port, name, {router, *ports.values()}, asked=asked)
+        else:
+            ports[name] = engine.port
+    return ports
 
 
 def _run_dir(settings: Settings) -> RunDir:

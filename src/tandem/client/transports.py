@@ -1,22 +1,10 @@
 """How a request becomes an answer: what a transport is, and the two that speak HTTP.
 
-The library is httpx2, used below its client, at its transports. Measured on one core against a static server whose
-answers hold 64 vectors of 3,584 dimensions as base64, four requests in flight, in µs of CPU a request:
-
-===========================================  =====  ======
-library                                      sync   async
-===========================================  =====  ======
-httpx 0.28                                   1,950   2,655
-httpx2 2.16, its client                      1,682   2,654
-httpx2 2.16, its transports                  1,385   1,957
-aiohttp 3.14                                         1,227
-urllib3 2.8                                    691
-pyreqwest 0.15 (Rust)                          222     309
-===========================================  =====  ======
-
-Aiohttp and urllib3 are faster, and are two libraries with two sets of errors and of settings, for what is then still
-a small part of what other clients take for such an answer; pyreqwest aborted the interpreter at its exit. httpx2 has
-both worlds, Unix sockets, limits on connections and one tree of errors, and is what the rest of Tandem uses.
+The library is httpx2, used below its client, at its transports, which costs less CPU than its client does. Aiohttp and
+urllib3 cost less still, and are two libraries with two sets of errors and of settings, for what is then a small part of
+what other clients take for such an answer (``benchmarks/client.py``); pyreqwest, in Rust, costs least and aborted the
+interpreter at its exit. httpx2 has both worlds, Unix sockets, limits on connections and one tree of errors, and is what
+the rest of Tandem uses.
 """
 
 import asyncio
