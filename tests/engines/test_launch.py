@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,8 @@ def test_an_embedding_engine_on_a_cpu() -> None:
     assert " ".join(found.argv) == (
         "/env/bin/python -m vllm.entrypoints.openai.api_server --model /m/minilm --served-model-name minilm "
         "--host 127.0.0.1 --port 8100 --runner pooling --convert embed --dtype bfloat16 --max-model-len auto "
-        "--enforce-eager --shutdown-timeout 20 --disable-uvicorn-access-log"
+        "--enforce-eager --distributed-executor-backend vllm.v1.executor.uniproc_executor.UniProcExecutor "
+        "--shutdown-timeout 20 --disable-uvicorn-access-log"
     )
     assert dict(found.env) == {
         "VLLM_NO_USAGE_STATS": "1",
@@ -168,6 +170,16 @@ def test_every_release_knows_every_flag(release: str, build: Build) -> None:
         settings = EngineSettings(kind=kind, model="m", **everything)
         argv = launched(settings, model, vllm, BF16, Share(gpu_memory=0.5, kv_cache=2**30)).argv
         assert {word for word in argv if word.startswith("--")} <= known
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [{"tensor_parallel_size": 2}, {"args": ("-tp", "2")}, {"args": ("--pipeline_parallel_size=2",)}],
+)
+def test_several_workers_have_processes_of_their_own(wanted: dict[str, Any]) -> None:
+    """The executor that has none is for one worker: who asks for more gets vLLM's own choice."""
+    settings = EngineSettings(kind="generation", model="m", **wanted)
+    assert "--distributed-executor-backend" not in launched(settings, QWEN3, CPU, BF16).argv
 
 
 def test_printing_shows_no_secret() -> None:
