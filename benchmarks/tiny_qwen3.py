@@ -1,15 +1,18 @@
 """A Qwen3 that costs next to nothing, so that what is around a model is measured.
 
-Random weights, any number of dimensions, two layers with two heads; its tokenizer is a byte-level BPE, trained on this
+Random weights, two layers with two heads and 128 dimensions; for more, a projection as Sentence Transformers have it
+(a Dense module), which costs less than a wide model's layers. Its tokenizer is a byte-level BPE, trained on this
 repository's documents. Run by the interpreter that has vLLM, which brings transformers:
 ``python benchmarks/tiny_qwen3.py FOLDER DIMENSIONS``.
 """
 
+import json
 import sys
 from pathlib import Path
 
 _VOCABULARY = 2048
 _CONTEXT = 1024
+_WIDTH = 128  # of its layers
 
 
 def main(folder: Path, dimensions: int) -> None:
@@ -30,7 +33,7 @@ def main(folder: Path, dimensions: int) -> None:
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=_VOCABULARY,
-        hidden_size=dimensions,
+        hidden_size=_WIDTH,
         intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -40,6 +43,26 @@ def main(folder: Path, dimensions: int) -> None:
         eos_token_id=fast.eos_token_id,
     )
     Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    if dimensions != _WIDTH:
+        _project(folder, dimensions)
+
+
+def _project(folder: Path, dimensions: int) -> None:
+    """Have vectors of ``dimensions`` made of the model's."""
+    import torch
+    from safetensors.torch import save_file
+
+    (folder / "1_Dense").mkdir()
+    modules = [("", "Transformer"), ("1_Dense", "Dense")]
+    listed = [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for index, (path, kind) in enumerate(modules)
+    ]
+    (folder / "modules.json").write_text(json.dumps(listed))
+    (folder / "1_Dense" / "config.json").write_text(
+        json.dumps({"in_features": _WIDTH, "out_features": dimensions, "bias": False})
+    )
+    save_file({"linear.weight": torch.randn(dimensions, _WIDTH)}, folder / "1_Dense" / "model.safetensors")
 
 
 if __name__ == "__main__":
