@@ -39,7 +39,8 @@ DIMENSIONS = 8
 CONTEXT = 64
 ALL = 4  # batches that the engine has at once
 PLACES = 2  # batches that the engine has at once, and that need not be full
-MOST = 32  # texts of a batch
+ENOUGH = 16  # texts that make a batch full
+MOST = 32  # texts that it has at most
 
 Input = str | list[int]
 
@@ -409,10 +410,10 @@ async def test_a_lone_request_does_not_wait_for_others(service: Service) -> None
 
 
 async def test_those_who_come_while_the_engine_is_busy_leave_together(service: Service) -> None:
-    """As many as a batch may have go as one."""
+    """As many as are enough for a batch go as one."""
     fillers = await service.fill()
-    callers = [service.ask(f"text {n}") for n in range(MOST)]
-    await service.until_waiting(PLACES + MOST)
+    callers = [service.ask(f"text {n}") for n in range(ENOUGH)]
+    await service.until_waiting(PLACES + ENOUGH)
     service.engine.release()
     for n, response in enumerate(await asyncio.gather(*callers)):
         right(response, [f"text {n}"])
@@ -915,12 +916,26 @@ async def test_an_engine_that_comes_to_count_otherwise_is_asked_one_by_one_from_
 ) -> None:
     """The batch that shows it is still handed back, and a line says why."""
     service.engine.counts_more = 1
-    response = await service.ask("text")
+    response = await service.ask(["text", "another"])
     assert response.status_code == 200
     assert response.json()["data"][0]["embedding"]
     assert "not merged any more" in caplog.text
     await unmerged(service)
     await unmerged(service)
+
+
+async def test_a_text_that_goes_alone_is_counted_by_the_engine(service: Service) -> None:
+    """Nobody else is in its batch, so what the engine says of that is its use; who joins it has counted by itself."""
+    service.engine.counts_more = 7
+    service.engine.hold()
+    first = service.ask("a short text")
+    await service.engine.until_asked(1)
+    joined = service.ask("a short text")
+    await service.until_waiting(2)
+    service.engine.release()
+    used = [(await asking).json()["usage"]["prompt_tokens"] for asking in (first, joined)]
+    assert used == [tokens_of("a short text", None) + 7, tokens_of("a short text", None)]
+    await service.idle()
 
 
 async def test_an_engine_that_was_started_again_is_compared_with_again(service: Service) -> None:

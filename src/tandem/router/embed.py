@@ -31,6 +31,7 @@ PATH = "/v1/embeddings"
 _log = logging.getLogger("tandem.router")
 _IN_FLIGHT = 4  # batches that one engine has at once
 _FEW = 2  # of them, that need not be full: with fewer the engine idles between them
+_ENOUGH = 16  # texts that make a batch full
 _MOST = 32  # texts of a batch
 _QUIET = 0.002  # seconds in which nobody comes: then all have come who were answered together
 _LONGEST = 0.01  # seconds that this is waited for
@@ -39,6 +40,8 @@ _FIRST_BUDGET = 4096  # tokens of a batch, as long as nobody knows how fast the 
 _LEAST_BUDGET = 512  # tokens that it may be in any case: one slow answer says little
 _WINDOW = 0.5  # seconds over which that is measured
 _SLICE = 64  # vectors that are rendered without a pause
+_UNCOUNTED = 0  # tokens of a text that goes alone: the engine tells
+_SPECIAL = 16  # tokens that a tokenizer adds, at most
 # Parameters of which the number of tokens depends in ways that only the engine knows.
 _ALONE = ("add_special_tokens", "padding", "truncation_side")
 
@@ -154,16 +157,11 @@ class Line:
         assert self._counter is not None  # noqa: S101 - the caller's condition
         inputs, kind = _inputs(request)
         exchange.inputs = len(inputs)
-        if kind is str:
-            tokens = await self._counter.count([text for text in inputs if isinstance(text, str)])
-        else:
-            tokens = [len(ids) for ids in inputs]
         cut = request.truncate_prompt_tokens
-        for index, count in enumerate(tokens):
-            if cut is not None:
-                tokens[index] = min(count, cut)
-            elif engine.context and count > engine.context:
-                raise checks.context_exceeded(engine.context, count, 0, param=_path(index, len(inputs)))
+        if self._idle and _surely_fits(inputs, engine.context):
+            tokens = [_UNCOUNTED]
+        else:
+            tokens = await self._count(inputs, cut, engine.context)
         self._dispatch.admission.check(engine, len(self._waiting))
         key = _Key(kind, request.dimensions, cut, request.use_activation)
         job = self._queue.add(key, inputs, tokens)
@@ -180,6 +178,29 @@ class Line:
                 await asyncio.sleep(0)  # others have their turn
             data += vectors.items(job.vectors[first : first + _SLICE], first, encoding)
         return vectors.answer(data, request.model, job.tokens)
+
+    async def _count(self, inputs: Sequence[Input], cut: int | None, context: int | None) -> list[int]:
+        """How many tokens of each input the engine is going to work on, of which it keeps ``cut`` at most.
+
+        Raises:
+            ApiError: 400, an input has more than the ``context`` that the engine has.
+        """
+        assert self._counter is not None  # noqa: S101 - the caller's condition
+        if isinstance(inputs[0], str):
+            tokens = await self._counter.count([text for text in inputs if isinstance(text, str)])
+        else:
+            tokens = [len(ids) for ids in inputs]
+        for index, count in enumerate(tokens):
+            if cut is not None:
+                tokens[index] = min(count, cut)
+            elif context and count > context:
+                raise checks.context_exceeded(context, count, 0, param=_path(index, len(inputs)))
+        return tokens
+
+    @property
+    def _idle(self) -> bool:
+        """Whether whoever comes now is asked for at once, and alone."""
+        return not self._sent and not len(self._queue)
 
     async def _done(self, job: Job) -> None:
         loop = asyncio.get_running_loop()
@@ -211,7 +232,7 @@ class Line:
         is sent when no more of them come, and not with the first of them alone.
         """
         while self._room() and len(self._queue):
-            full = len(self._queue) >= _MOST or self._queue.tokens >= self._pace.budget
+            full = len(self._queue) >= _ENOUGH or self._queue.tokens >= self._pace.budget
             if self._sent and not full:
                 if len(self._sent) >= _FEW * self._engines():
                     return
@@ -284,6 +305,8 @@ class Line:
                     else:
                         self._queue.forget(half)
         else:
+            if len(batch.items) == 1:  # then the engine's count is the text's
+                batch.items[0].tokens = counted
             self._pace.ended(batch.tokens, began, clock())
             if counted != batch.tokens:
                 _log.error(
@@ -297,6 +320,7 @@ class Line:
                 return
             for item, vector in zip(batch.items, found, strict=True):
                 for job, index in self._queue.done(batch.key, item):
+                    job.tokens = job.tokens or item.tokens
                     if job.give(index, vector) and (future := self._waiting.get(job)) and not future.done():
                         future.set_result(None)
 
@@ -396,6 +420,14 @@ def _inputs(request: EmbeddingRequest) -> tuple[Sequence[Input], type]:
     if isinstance(given[0], int):
         return [tuple(each for each in given if isinstance(each, int))], tuple
     return [tuple(ids) for ids in given if isinstance(ids, list)], tuple
+
+
+def _surely_fits(inputs: Sequence[Input], context: int | None) -> bool:
+    """Whether it is one short text of ASCII: no tokenizer makes more tokens of it than it has letters."""
+    text = inputs[0]
+    if len(inputs) > 1 or not isinstance(text, str) or not text.isascii():
+        return False
+    return not context or len(text) + _SPECIAL <= context
 
 
 def _path(index: int, number: int) -> str:
