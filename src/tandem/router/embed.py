@@ -205,12 +205,15 @@ class Line:
     async def _done(self, job: Job) -> None:
         loop = asyncio.get_running_loop()
         future = self._waiting[job] = loop.create_future()
-        patience = loop.call_later(self._settings.queue_timeout, self._too_long, job)
+        patience: asyncio.TimerHandle | None = None
         try:
             self._pump()
+            if not job.began:
+                patience = loop.call_later(self._settings.queue_timeout, self._too_long, job)
             await future
         finally:
-            patience.cancel()
+            if patience is not None:
+                patience.cancel()
             del self._waiting[job]
             if not future.done() or future.cancelled() or future.exception():
                 self._queue.drop(job)
