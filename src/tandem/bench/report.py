@@ -232,6 +232,11 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
+def several(number: int, what: str) -> str:
+    """``1 row``, ``2,000 rows``."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
 def spread(found: dict[str, float], scale: float = 1) -> str:
     """``12.3 (11.9 to 13.0)``; of one round, its value alone."""
     median, low, high = (found[part] * scale for part in ("median", "low", "high"))
