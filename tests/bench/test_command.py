@@ -225,6 +225,7 @@ def test_what_a_model_refuses_is_told_before_anything_is_measured(service: Servi
     found, said = measured(tmp_path, "--url", service.url, *QUICK, "--dimensions", "8")
     assert [case["name"] for case in found["cases"]] == ["completions", "streams"]
     assert "A: no embeddings: org/gen: HTTP 400, it is broken" in said
+    assert found["sides"]["A"]["refusals"] == {"embeddings": "org/gen: HTTP 400, it is broken"}
     run("embeddings", "--url", service.url, *QUICK, "--dimensions", "8")
     assert service.bodies[-1]["dimensions"] == 8
 

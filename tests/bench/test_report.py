@@ -144,6 +144,8 @@ def test_the_page_holds_the_numbers() -> None:
     assert "x1.75 (1.50 to 2)" in said
     assert "432" in said
     assert "http://A.example:8200/v1" in said
+    assert "<title>A 1: 1,234</title>" in markup
+    assert not re.search(r"\de\+\d", said)
     assert markup.count("<svg") == 3
 
 

@@ -13,13 +13,13 @@ _STYLE = """
   --a: #2f6fde; --b: #d9772b; --good: #1a7f37; --bad: #c2321f }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --soft: #9aa3ad; --line: #363c44; --ground: #15181c;
   --a: #6ea2ff; --b: #f0a25e; --good: #4fc46f; --bad: #ff7b6b } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground); max-width: 980px;
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground); max-width: 1100px;
   margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
 p { overflow-wrap: anywhere } .soft { color: var(--soft) }
 .warn { border-left: 4px solid var(--bad); padding: .2rem .8rem; white-space: pre-wrap }
 .scrolls { overflow-x: auto; margin: .8rem 0 } table { border-collapse: collapse }
-td, th { padding: .15rem 1.2rem .15rem 0; text-align: left; white-space: nowrap;
+td, th { padding: .15rem 1rem .15rem 0; text-align: left; white-space: nowrap;
   border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums }
 .pass { color: var(--good) } .fail, .not.measured, .growing { color: var(--bad) }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 1rem }

@@ -58,7 +58,12 @@ def build(run: Run) -> dict[str, Any]:
         "scenarios": list(run.scenarios),
         "seed": run.seed,
         "sides": {
-            side.name: {"url": side.address.url, "models": dict(side.models), "extra": dict(side.extra)}
+            side.name: {
+                "url": side.address.url,
+                "models": dict(side.models),
+                "extra": dict(side.extra),
+                "refusals": dict(side.refusals),
+            }
             for side in run.sides
         },
         "errors": sum(_errors(run).values()),
