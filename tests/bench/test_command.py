@@ -212,7 +212,7 @@ def test_a_soak_shows_how_far_it_is_and_keeps_what_it_saw_when_it_is_cut_short(
         said = process.communicate(timeout=20)[0].decode()
     os.close(ours)
     assert process.returncode == 130
-    assert f"Memory: that of process {service.process.pid}".encode() in seen
+    assert f"Memory: pid {service.process.pid}".encode() in seen
     found = json.loads((tmp_path / "report.json").read_text())
     (row,) = found["soak"]["rows"]
     assert row["requests"] >= 15
