@@ -65,7 +65,9 @@ class Watching:
         )
 
     def watching(self, pids: frozenset[int]) -> None:
-        seen = f"pid {', '.join(map(str, sorted(pids)))}" if pids else "not watched, since nobody is seen to listen there"
+        seen = (
+            f"pid {', '.join(map(str, sorted(pids)))}" if pids else "not watched, since nobody is seen to listen there"
+        )
         self._say(f"Memory: {seen}")
 
     def going(self, seconds: float, requests: int, errors: int, in_flight: int) -> None:
