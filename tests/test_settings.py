@@ -5,7 +5,17 @@ from pathlib import Path
 import pytest
 
 from tandem.errors import SettingsError
-from tandem.settings import VARIABLES, ApiSettings, Memory, RouterSettings, engine_environment, load
+from tandem.settings import (
+    VARIABLES,
+    ApiSettings,
+    EngineSettings,
+    Memory,
+    RouterSettings,
+    Settings,
+    SupervisionSettings,
+    engine_environment,
+    load,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -127,8 +137,12 @@ def test_the_example_files_are_valid_and_complete(tmp_path: Path) -> None:
     (tmp_path / "tandem.toml").write_text(text)
     loaded = load(gpu=True, environ={}, folder=tmp_path)
     assert set(loaded.settings.engines) == {"embedding", "generation", "code"}
-    for table in (RouterSettings, ApiSettings):
+    for table in (RouterSettings, ApiSettings, SupervisionSettings, EngineSettings):
         assert all(f"{name} = " in text for name in table.model_fields), table
+    assert all(f"{name} = " in text or f"[{name}" in text for name in Settings.model_fields)
+    # What is not commented out there is what holds without it.
+    assert loaded.settings.router == RouterSettings()
+    assert loaded.settings.supervision == SupervisionSettings()
     uncommented = (ROOT / ".env.example").read_text().replace("# TANDEM_", "TANDEM_")
     (tmp_path / "tandem.toml").unlink()
     (tmp_path / ".env").write_text(uncommented)

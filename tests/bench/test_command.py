@@ -1,6 +1,8 @@
 """`tandem bench` against a real HTTP server in a process of its own."""
 
 import json
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -17,7 +19,8 @@ from .conftest import Service
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(30)]
 
-QUICK = ("--seconds", "0.2", "--warm-up", "0.05", "--rounds", "1", "--clients", "4", "--timeout", "5")
+BRIEF = ("--seconds", "0.2", "--warm-up", "0.05", "--rounds", "1", "--timeout", "5")
+QUICK = (*BRIEF, "--clients", "4")
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +57,7 @@ def test_closed_loop(service: Service, tmp_path: Path) -> None:
 def test_open_loop(service: Service, tmp_path: Path) -> None:
     """Requests come at about the rate that was asked for, and it is told how late they were sent."""
     found, _ = measured(
-        tmp_path, "completions", "--url", service.url, *QUICK, "--rate", "200", "--seed", "3", "--max-tokens", "5"
+        tmp_path, "completions", "--url", service.url, *BRIEF, "--rate", "200", "--seed", "3", "--max-tokens", "5"
     )
     (one,) = found["cases"][0]["rounds"]
     assert 10 < one["requests"] < 100
@@ -175,6 +178,66 @@ def test_ctrl_c_ends_it_with_what_was_measured_and_130(
     assert "Cut short" in (tmp_path / "report.html").read_text()
 
 
+def test_ctrl_c_while_a_service_does_not_say_what_it_serves(service: Service, tmp_path: Path) -> None:
+    """It may be silent for minutes, while an engine compiles: nobody has to wait for it."""
+    service.misbehave("silent", after=0)
+    command = [sys.executable, "-m", "tandem", "bench", "embeddings", "--url", service.url]
+    command += ["--json", str(tmp_path / "report.json")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while service.tell("/counters")["asked"] < 1 and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        said, complaint = process.communicate(timeout=20)
+    assert (process.returncode, complaint) == (130, "")
+    assert "Cut short" in said
+    assert "Not measured: embeddings" in said
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert (found["cut"], found["cases"]) == (True, [])
+
+
+def test_a_soak_shows_how_far_it_is_and_keeps_what_it_saw_when_it_is_cut_short(
+    service: Service, tmp_path: Path
+) -> None:
+    """On a terminal, long before its first minute is over; the rest of that minute is a row of its own."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "tandem", "bench", "soak", "--url", service.url, "--rate", "50"]
+    command += ["--json", str(tmp_path / "report.json")]
+    environ = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environ) as process:
+        os.close(theirs)
+        seen = b""
+        while b"of 1 h 0 m" not in seen or service.tell("/counters")["asked"] < 20:
+            seen += os.read(ours, 4096)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=20)[0].decode()
+    os.close(ours)
+    assert process.returncode == 130
+    assert f"Memory: pid {service.process.pid}".encode() in seen
+    found = json.loads((tmp_path / "report.json").read_text())
+    (row,) = found["soak"]["rows"]
+    assert row["requests"] >= 15
+    assert f"{row['requests']:,} requests, 1 row" in said
+
+
+def test_what_a_model_refuses_is_told_before_anything_is_measured(service: Service, tmp_path: Path) -> None:
+    """By the request as it will be; and of several scenarios, the one that is left out has its reason."""
+    service.tell("/misbehave", [{"how": "status", "times": 1, "status": 400}])
+    found, said = measured(tmp_path, "--url", service.url, *QUICK, "--dimensions", "8")
+    assert [case["name"] for case in found["cases"]] == ["completions", "streams"]
+    assert "A: no embeddings: org/gen: HTTP 400, it is broken" in said
+    assert found["sides"]["A"]["refusals"] == {"embeddings": "org/gen: HTTP 400, it is broken"}
+    run("embeddings", "--url", service.url, *QUICK, "--dimensions", "8")
+    assert service.bodies[-1]["dimensions"] == 8
+
+
+def test_a_report_that_cannot_be_written_costs_no_result(service: Service, tmp_path: Path) -> None:
+    """What was measured is shown first; the disk may have filled up since it was looked at."""
+    (tmp_path / "full").symlink_to("/dev/full")
+    code, said = run("embeddings", "--url", service.url, *QUICK, "--json", str(tmp_path / "full"))
+    assert code == 1
+    assert said.index("latency p95") < said.index("full cannot be written: No space left on device")
+
+
 def test_where_nothing_listens(free_port: int) -> None:
     """One line, with what to do."""
     code, said = run("--url", f"http://127.0.0.1:{free_port}/v1")
@@ -206,12 +269,26 @@ def test_a_service_that_wants_a_key(service: Service) -> None:
     [
         (("nonsense",), "there is no scenario nonsense. Choose one of overhead, embeddings,"),
         (("--url", "127.0.0.1:8200"), "'127.0.0.1:8200' is no http:// or https:// address"),
-        (("embeddings", "--hours", "2"), "--hours is for a soak. Run `tandem bench soak --hours 2`"),
-        (("soak", "--vs", "http://h"), "--vs http://h has nothing to compare"),
-        (("--vs-model", "m"), "--vs-model m has nothing to compare"),
+        (("--vs", "127.0.0.1:8200"), "'127.0.0.1:8200' is no http:// or https:// address"),
+        (("embeddings", "--hours", "2"), "--hours does nothing for embeddings. It is for soak"),
+        (("--pid", "1"), "--pid does nothing for a run without a scenario. It is for soak"),
+        (("soak", "--vs", "http://h"), "--vs does nothing for soak. It is for overhead, embeddings, completions and"),
+        (("soak", "--seconds", "60"), "--seconds does nothing for soak. It is for overhead, embeddings,"),
+        (("streams", "--texts", "2"), "--texts does nothing for streams. It is for embeddings and soak"),
+        (("--rate", "9", "--clients", "9"), "--rate and --clients are two kinds of load. Give one"),
+        (("--vs-model", "m"), "--vs-model names a model of another service. Name that with --vs"),
         (("--rate", "0"), "--rate 0 is no number above 0"),
+        (("--seconds", "inf"), "--seconds inf is no number above 0"),
+        (("--timeout", "inf"), "--timeout inf is no number above 0"),
+        (("--warm-up", "inf"), "--warm-up inf is no number above 0"),
         (("soak", "--hours", "inf"), "--hours inf is no number above 0"),
+        (("soak", "--hours", "nan"), "--hours nan is no number above 0"),
+        (("soak", "--pid", "999999999"), "--pid 999999999: there is no such process here"),
+        (("--api-key", "a key"), "the API key holds a character that no key has"),
+        (("--api-key", "key\n"), "the API key holds a character that no key has"),
         (("--json", "no/such/folder/x.json"), "no/such/folder/x.json cannot be written: there is no folder"),
+        (("--html", "/"), "/ cannot be written: it is a folder"),
+        (("--html", "x", "--json", "./x"), "--json and --html both name"),
     ],
 )
 def test_wrong_options_have_exit_code_2_before_anything_is_asked(arguments: tuple[str, ...], complaint: str) -> None:
@@ -219,3 +296,27 @@ def test_wrong_options_have_exit_code_2_before_anything_is_asked(arguments: tupl
     code, said = run(*arguments)
     assert code == 2
     assert f"error: {complaint}" in said
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--clients", "0"),
+        ("--seconds", "nan"),
+        ("--warm-up", "-1"),
+        ("--rounds", "0"),
+        ("--texts", "1.5"),
+        ("--words", "0"),
+        ("--dimensions", "x"),
+        ("--encoding-format", "hex"),
+        ("--max-tokens", "0"),
+        ("--timeout", "0"),
+        ("--pid", "0"),
+        ("--seed", "x"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_with_the_name_of_its_option(option: str, value: str) -> None:
+    """Exit code 2, and no traceback."""
+    code, said = run(option, value)
+    assert code == 2
+    assert option in said

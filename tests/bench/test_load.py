@@ -136,6 +136,26 @@ async def test_open_loop_latency_counts_from_the_time_a_request_was_due() -> Non
     assert sum(latency > 0.02 for latency in tally.latencies) > 10
 
 
+async def test_a_timer_that_rings_early_makes_no_latency_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """uvloop's may, by a millisecond; a request that is sent before it was due counts from when it was sent."""
+    sleep = asyncio.sleep
+
+    async def early(seconds: float) -> None:
+        await sleep(max(0, seconds - 0.001))
+
+    monkeypatch.setattr(asyncio, "sleep", early)
+    load = Load(clients=1, rate=200, seconds=0.2, warm_up=0, timeout=60)
+    tally = Tally(load, now())
+
+    async def ask() -> Reply:
+        return reply(now())
+
+    await drive(load, ask, tally, random.Random(3))
+    assert len(tally.latencies) > 10
+    assert min(tally.latencies) >= 0
+    assert min(tally.lateness) == 0
+
+
 async def test_closed_loop_has_one_request_of_each_client_in_flight() -> None:
     """Never more than there are clients, and all of them at once."""
     load = Load(clients=7, rate=None, seconds=0.2, warm_up=0, timeout=60)

@@ -111,6 +111,13 @@ def test_a_run_with_errors_says_so_first() -> None:
     assert said.index("7 of 2,000 requests failed") < said.index("requests/s")
 
 
+def test_a_round_is_compared_with_the_one_of_its_number() -> None:
+    """Where one side's first round is missing, since nothing was due in it, the second ones are neighbours still."""
+    measured = run(one("B", 1, 100), one("B", 2, 500), one("A", 2, 1000)).measured[0]
+    assert measured.ratios()["requests_per_second"] == (2, 2, 2)
+    assert measured.differences()["requests_per_second"].median == 500
+
+
 def test_a_busy_load_generator_is_named() -> None:
     """Else its limit would pass for the service's."""
     (line,) = report.headlines(report.build(run(one("A", 1, 500, generator=0.97))))
@@ -137,6 +144,8 @@ def test_the_page_holds_the_numbers() -> None:
     assert "x1.75 (1.50 to 2)" in said
     assert "432" in said
     assert "http://A.example:8200/v1" in said
+    assert "<title>A 1: 1,234</title>" in markup
+    assert not re.search(r"\de\+\d", said)
     assert markup.count("<svg") == 3
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 
 import pytest
 
@@ -83,5 +84,22 @@ def test_an_address_without_a_path_is_given_openais() -> None:
     assert Address("http://h:1").url == "http://h:1/v1"
     assert Address("https://me:pw@h/api/v3/").url == "https://h/api/v3"
     assert Address("http://h").message("GET", "/models", key="k").startswith(b"GET /v1/models HTTP/1.1\r\nhost: h\r\n")
-    with pytest.raises(ValueError, match="no http:// or https:// address"):
-        Address("h:8200")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "h:8200",
+        "http://",
+        "http://h:99999",
+        "http://h:0",
+        "http://[::1",
+        "http://h/v1?key=1",
+        "http://h/a b",
+        "http://ö/",
+    ],
+)
+def test_what_is_no_base_url_is_refused_by_its_name(url: str) -> None:
+    """Before it is written into a request."""
+    with pytest.raises(ValueError, match=re.escape(repr(url))):
+        Address(url)

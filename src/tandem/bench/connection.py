@@ -5,6 +5,7 @@ more: one request at a time, no redirects, no cookies, no headers kept.
 """
 
 import asyncio
+import re
 import ssl
 import time
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 import httptools
 
 _CONNECT = 10.0  # seconds
+_WRITTEN = re.compile(r"[!-~]+")  # what may stand in a request's first line and in a header
 _IDLE = 4.0  # seconds; uvicorn closes a connection that was idle for 5, by default
 
 # Every time in this package is this clock's: the time of uvloop's loops has a resolution of a millisecond.
@@ -31,15 +33,21 @@ class Address:
     """A base URL, taken apart once.
 
     Raises:
-        ValueError: it is no http:// or https:// address.
+        ValueError: it is no http:// or https:// address, or holds what no base URL has: a query, a space …
     """
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as exc:
+            raise ValueError(f"{url!r} is no address: {exc}") from exc
+        if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0:
             raise ValueError(f"{url!r} is no http:// or https:// address")
+        if not _WRITTEN.fullmatch(url) or parts.query or parts.fragment:
+            raise ValueError(f"{url!r} is no base URL: it has a query, a space, or letters that must be encoded")
         self.host = parts.hostname
-        self.port = parts.port or (443 if parts.scheme == "https" else 80)
+        self.port = port or (443 if parts.scheme == "https" else 80)
         self.tls = ssl.create_default_context() if parts.scheme == "https" else None
         self.prefix = parts.path.rstrip("/") or "/v1"
         self.netloc = parts.netloc.rpartition("@")[2]

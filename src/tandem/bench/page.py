@@ -6,19 +6,20 @@ from typing import Any
 
 from tandem.bench import plots, report
 from tandem.bench.plots import Bar
-from tandem.bench.report import headlines, number
+from tandem.bench.report import headlines, number, several
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2024; --soft: #666e78; --line: #d8dce1; --ground: #fff;
   --a: #2f6fde; --b: #d9772b; --good: #1a7f37; --bad: #c2321f }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --soft: #9aa3ad; --line: #363c44; --ground: #15181c;
   --a: #6ea2ff; --b: #f0a25e; --good: #4fc46f; --bad: #ff7b6b } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground); max-width: 980px;
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground); max-width: 1100px;
   margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
-p, td, th { overflow-wrap: anywhere } .soft { color: var(--soft) }
+p { overflow-wrap: anywhere } .soft { color: var(--soft) }
 .warn { border-left: 4px solid var(--bad); padding: .2rem .8rem; white-space: pre-wrap }
-table { border-collapse: collapse; margin: .8rem 0 } td, th { padding: .15rem 1.2rem .15rem 0; text-align: left;
+.scrolls { overflow-x: auto; margin: .8rem 0 } table { border-collapse: collapse }
+td, th { padding: .15rem 1rem .15rem 0; text-align: left; white-space: nowrap;
   border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums }
 .pass { color: var(--good) } .fail, .not.measured, .growing { color: var(--bad) }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 1rem }
@@ -62,7 +63,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], kinds: Sequence[s
         f'<tr class="{kinds[at] if kinds else ""}">{"".join(f"<td>{escape(cell)}</td>" for cell in row)}</tr>'
         for at, row in enumerate(rows)
     )
-    return f"<table><tr>{top}</tr>{body}</table>"
+    return f'<div class="scrolls"><table><tr>{top}</tr>{body}</table></div>'
 
 
 def _sides(sides: dict[str, Any]) -> str:
@@ -102,18 +103,14 @@ def _case(case: dict[str, Any], sides: Sequence[str]) -> str:
 def described(case: dict[str, Any]) -> str:
     """One line: how hard, how long, with what."""
     load, shape = case["load"], case["shape"]
-    how = _several(load["clients"], "client") if load["rate"] is None else f"{load['rate']:g} requests/s, open loop"
+    how = several(load["clients"], "client") if load["rate"] is None else f"{load['rate']:g} requests/s, open loop"
     with_ = (
-        f"{_several(shape['texts'], 'text')} of {_several(shape['words'], 'word')}"
+        f"{several(shape['texts'], 'text')} of {several(shape['words'], 'word')}"
         if case["kind"] == "embeddings"
-        else f"a prompt of {_several(shape['words'], 'word')}, {_several(shape['max_tokens'], 'token')}"
+        else f"a prompt of {several(shape['words'], 'word')}, {several(shape['max_tokens'], 'token')}"
     )
     rounds = max((one["number"] for one in case["rounds"]), default=0)
     return f"{how}, {rounds} x {load['seconds']:g} s after {load['warm_up']:g} s of warm-up; {with_} a request"
-
-
-def _several(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _plots(case: dict[str, Any], sides: Sequence[str]) -> list[str]:
@@ -169,6 +166,6 @@ def _soak(soak: dict[str, Any]) -> str:
     ]
     return (
         f"<h2>soak</h2><p>{escape(memory_line(soak))}</p>"
-        f"<p>{asked:,} requests ({escape(', '.join(soak['kinds']))}, in turn), {failed:,} of them failed; "
-        f'{len(rows):,} rows.</p><div class="plots">{"".join(drawn)}</div>'
+        f"<p>{several(asked, 'request')} ({escape(', '.join(soak['kinds']))}, in turn), {failed:,} of them failed; "
+        f'{several(len(rows), "row")}.</p><div class="plots">{"".join(drawn)}</div>'
     )

@@ -31,7 +31,7 @@ def bars(title: str, groups: Sequence[str], series: Mapping[str, Sequence[Bar]])
                 continue
             bar, left = found[at], middle + each * (place - len(series) / 2)
             y = _y(bar.value, top)
-            said = escape(f"{name} {group}: {bar.value:.4g}")
+            said = escape(f"{name} {group}: {_label(bar.value)}")
             drawn.append(
                 f'<rect class="{escape(name)}" x="{left + 1:.1f}" y="{y:.1f}" width="{each - 2:.1f}" '
                 f'height="{HEIGHT - _BOTTOM - y:.1f}"><title>{said}</title></rect>'
@@ -65,7 +65,7 @@ def histogram(title: str, series: Mapping[str, Sequence[tuple[float, float, int]
         drawn.append(f'<polygon class="{escape(name)} area" points="{" ".join(points)}"/>')
     for share in (0, 1 / 3, 2 / 3, 1):
         value = low * (high / low) ** share
-        drawn.append(_text(x(value), HEIGHT - _BOTTOM + 16, f"{value:.3g}", _anchor(share)))
+        drawn.append(_text(x(value), HEIGHT - _BOTTOM + 16, _label(value), _anchor(share)))
     return _svg(title, drawn)
 
 
@@ -86,7 +86,7 @@ def curve(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> st
         drawn.append(f'<polyline class="{escape(name)} line" points="{points}"/>')
     for share in (0, 0.5, 1):
         at = _LEFT + (WIDTH - _LEFT - _RIGHT) * share
-        drawn.append(_text(at, HEIGHT - _BOTTOM + 16, f"{low + (high - low) * share:.3g}", _anchor(share)))
+        drawn.append(_text(at, HEIGHT - _BOTTOM + 16, _label(low + (high - low) * share), _anchor(share)))
     return _svg(title, drawn)
 
 
@@ -112,12 +112,17 @@ def _y_axis(top: float, unit: str = "") -> str:
     for share in (0, 0.5, 1):
         y = _y(top * share, top)
         drawn.append(_line(_LEFT, y, WIDTH - _RIGHT, y, "grid"))
-        drawn.append(_text(_LEFT - 6, y + 4, f"{top * share:.3g}{unit}", "end"))
+        drawn.append(_text(_LEFT - 6, y + 4, f"{_label(top * share)}{unit}", "end"))
     return "".join(drawn)
 
 
 def _y(value: float, top: float) -> float:
     return HEIGHT - _BOTTOM - (HEIGHT - _BOTTOM - _TOP) * value / top
+
+
+def _label(value: float) -> str:
+    """Three digits, or all before the point: no room for more, and nobody reads 1.31e+03."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _anchor(share: float) -> str:

@@ -58,7 +58,12 @@ def build(run: Run) -> dict[str, Any]:
         "scenarios": list(run.scenarios),
         "seed": run.seed,
         "sides": {
-            side.name: {"url": side.address.url, "models": dict(side.models), "extra": dict(side.extra)}
+            side.name: {
+                "url": side.address.url,
+                "models": dict(side.models),
+                "extra": dict(side.extra),
+                "refusals": dict(side.refusals),
+            }
             for side in run.sides
         },
         "errors": sum(_errors(run).values()),
@@ -230,6 +235,11 @@ def number(value: float) -> str:
     if value == round(value):
         return f"{value:,.0f}"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def several(number: int, what: str) -> str:
+    """``1 row``, ``2,000 rows``."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def spread(found: dict[str, float], scale: float = 1) -> str:

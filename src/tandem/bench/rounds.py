@@ -4,15 +4,15 @@ import asyncio
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from tandem.bench import figures
 from tandem.bench.connection import Connections, Failure, now
 from tandem.bench.figures import Bucket, Spread
-from tandem.bench.load import Ask, Load, Record, Reply, drive
+from tandem.bench.load import Load, Reply, drive
 from tandem.bench.scenarios import Case
 from tandem.bench.side import Side
 
@@ -190,7 +190,8 @@ class Measured:
         return self._compared(figures.difference)
 
     def _compared(self, by: Callable[[Sequence[float], Sequence[float]], Spread | None]) -> dict[str, Spread]:
-        pairs = list(zip(self.of("A"), self.of("B"), strict=False))
+        those = {one.number: one for one in self.of("B")}  # a round in which nothing was due is missing
+        pairs = [(one, those[one.number]) for one in self.of("A") if one.number in those]
         names = dict.fromkeys(name for a, b in pairs for name in a.figures if name in b.figures)
         found = {}
         for name in names:
@@ -238,7 +239,7 @@ async def _round(
     # Requests are due at the same times on both sides, but their texts differ: both sides may ask one engine, which
     # remembers what it has read.
     ask = side.asking(case, f"{seed} {side.name}", connections)
-    cut = await until(stop, load, ask, tally, chance, tell)
+    cut = await until(stop, drive(load, ask, tally, chance), tell)
     connections.close()
     ended = now()
     seconds = min(ended, tally.end) - tally.start
@@ -259,20 +260,18 @@ async def _round(
     )
 
 
-async def until(
-    stop: asyncio.Event, load: Load, ask: Ask, record: Record, chance: random.Random, tell: Callable[[], None]
-) -> bool:
-    """Drive the load to its end, or until ``stop``, telling of it now and then; whether it was stopped."""
-    driving = asyncio.create_task(drive(load, ask, record, chance))
+async def until(stop: asyncio.Event, work: Coroutine[Any, Any, None], tell: Callable[[], None]) -> bool:
+    """Do ``work`` to its end, or until ``stop``, telling of it now and then; whether it was stopped."""
+    working = asyncio.create_task(work)
     stopping = asyncio.create_task(stop.wait())
     try:
-        while not driving.done() and not stopping.done():
+        while not working.done() and not stopping.done():
             tell()
-            await asyncio.wait({driving, stopping}, timeout=_TICK, return_when=asyncio.FIRST_COMPLETED)
-        if driving.done():
-            await driving
-        return not driving.done()
+            await asyncio.wait({working, stopping}, timeout=_TICK, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            await working
+        return not working.done()
     finally:
-        for task in (driving, stopping):
+        for task in (working, stopping):
             task.cancel()
-        await asyncio.gather(driving, stopping, return_exceptions=True)
+        await asyncio.gather(working, stopping, return_exceptions=True)

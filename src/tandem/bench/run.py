@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from tandem.bench import rounds, scenarios
+from tandem.bench import rounds, scenarios, soak
+from tandem.bench.connection import Address
 from tandem.bench.load import Load
 from tandem.bench.rounds import Measured
 from tandem.bench.scenarios import Kind, Shape
 from tandem.bench.side import Side, meet
-from tandem.bench.soak import Row, Soaked, soak
-from tandem.errors import SetupError
+from tandem.bench.soak import Soaked
+from tandem.errors import SettingsError, SetupError
 
 _RATE = 5.0  # requests/s of a soak, unless told otherwise
 
@@ -79,14 +80,14 @@ class Run:
     cut: bool
 
 
-class Watch(rounds.Watch, Protocol):
+class Watch(rounds.Watch, soak.Watch, Protocol):
     """Who is told how far a run is."""
 
-    def met(self, side: Side) -> None:
-        """A service was asked what it serves."""
+    def meeting(self, url: str) -> None:
+        """A service is being asked what it serves; told about twice a second."""
 
-    def minute(self, row: Row) -> None:
-        """A soak has made a row."""
+    def met(self, side: Side) -> None:
+        """A service has told what it serves."""
 
 
 async def run(plan: Plan, watch: Watch, stop: asyncio.Event) -> Run:
@@ -97,26 +98,48 @@ async def run(plan: Plan, watch: Watch, stop: asyncio.Event) -> Run:
         SetupError: a service does not answer, or not what the plan needs.
     """
     started = time.time()
-    asked = [("A", plan.url, plan.model), *([("B", plan.vs, plan.vs_model)] if plan.vs else [])]
-    sides = []
-    for name, url, model in asked:
-        sides.append(await meet(name, url, plan.key, model, plan.kinds, others=plan.scenario is None))
-        watch.met(sides[-1])
-    shared = frozenset(sides[0].models).intersection(*(side.models for side in sides))
     measured: list[Measured] = []
     soaked = None
-    if plan.scenario == "soak":
+    sides, cut = await _met(plan, watch, stop)
+    if not cut and plan.scenario == "soak":
         load = replace(plan.load, rate=plan.load.rate or _RATE)
-        soaked = await soak(sides[0], plan.shape, load, plan.pid, plan.seed, watch.minute, stop)
-    else:
+        soaked = await soak.soak(sides[0], plan.shape, load, plan.pid, plan.seed, watch, stop)
+    elif not cut:
         measured = [
-            await rounds.measure(case, sides, plan.rounds, plan.seed, watch, stop) for case in _cases(plan, shared)
+            await rounds.measure(case, sides, plan.rounds, plan.seed, watch, stop) for case in _cases(plan, sides)
         ]
     return Run(plan.scenarios, sides, measured, soaked, plan.seed, started, time.time() - started, stop.is_set())
 
 
-def _cases(plan: Plan, shared: frozenset[Kind]) -> list[scenarios.Case]:
+async def _met(plan: Plan, watch: Watch, stop: asyncio.Event) -> tuple[list[Side], bool]:
+    """Each side, once it was asked what it serves; and whether ``stop`` was set before all had told."""
+    asked = [("A", _address(plan.url), plan.model)]
+    if plan.vs is not None:
+        asked.append(("B", _address(plan.vs), plan.vs_model))
+    sides: list[Side] = []
+
+    async def meet_all() -> None:
+        for name, address, model in asked:
+            others = plan.scenario is None
+            sides.append(await meet(name, address, plan.key, model, plan.kinds, plan.shape, others=others))
+            watch.met(sides[-1])
+
+    def tell() -> None:
+        watch.meeting(asked[len(sides)][1].url)
+
+    return sides, await rounds.until(stop, meet_all(), tell)
+
+
+def _address(url: str) -> Address:
+    try:
+        return Address(url)
+    except ValueError as exc:
+        raise SettingsError(str(exc), "Name one such as http://127.0.0.1:8200/v1") from exc
+
+
+def _cases(plan: Plan, sides: Sequence[Side]) -> list[scenarios.Case]:
     """The cases for which each side has a model; of the default scenarios, one that has none is left out."""
+    shared = frozenset(sides[0].models).intersection(*(side.models for side in sides))
     if not shared:
         raise SetupError("the two services have no kind of request in common")
     return [

@@ -1,19 +1,22 @@
 """One of the services to compare: where it is, and which of its models answers what."""
 
+import itertools
 import json
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from tandem.bench import scenarios
 from tandem.bench.connection import Address, Answer, Connections
 from tandem.bench.load import Ask, Reply
 from tandem.bench.scenarios import Case, Kind, Shape
-from tandem.errors import SettingsError, SetupError
+from tandem.errors import SetupError
 
 _PATIENCE = 120.0  # seconds for one tiny request: an engine's first may have to compile
 # Answers end where they are told to, so that all are equally long; engines know it, OpenAI's API does not.
 _FULL_LENGTH = {"ignore_eos": True}
+# What to try a model with, and what beyond OpenAI's API to try then; streams are completions, too.
+_TRIED: Mapping[Kind, Sequence[Mapping[str, Any]]] = {Kind.EMBEDDINGS: ({},), Kind.COMPLETIONS: (_FULL_LENGTH, {})}
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Side:
         key: its API key, if it wants one.
         models: the model that answers each kind of request.
         extra: what its completions take beyond OpenAI's API.
+        refusals: why no model answers the other kinds that were wanted.
     """
 
     name: str
@@ -32,6 +36,7 @@ class Side:
     key: str | None
     models: Mapping[Kind, str]
     extra: Mapping[str, Any]
+    refusals: Mapping[Kind, str] = field(default_factory=dict)
 
     def asking(self, case: Case, seed: str, connections: Connections) -> Ask:
         """What sends the case's requests, one a call, each with texts of its own."""
@@ -51,51 +56,72 @@ class Side:
 
 
 async def meet(
-    name: str, url: str, key: str | None, model: str | None, kinds: Collection[Kind], *, others: bool = False
+    name: str,
+    address: Address,
+    key: str | None,
+    model: str | None,
+    kinds: Collection[Kind],
+    shape: Shape,
+    *,
+    others: bool = False,
 ) -> Side:
-    """Find a model for each of ``kinds``, by one tiny request; what has none is left out.
+    """Find a model for each of ``kinds``, by one small request; what has none is left out.
 
     Args:
         model: the one to try; by default all that ``GET /models`` lists, in its order.
+        shape: of what will be asked; a model that refuses its dimensions, or its format, does not answer.
         others: whether to try those, too, for what ``model`` does not answer.
 
     Raises:
-        SettingsError: ``url`` is no address.
         SetupError: nothing answers there, or no model answers any of ``kinds``.
     """
-    try:
-        address = Address(url)
-    except ValueError as exc:
-        raise SettingsError(str(exc), "Name one such as http://127.0.0.1:8200/v1") from exc
     connections = Connections(address)
+    models: dict[Kind, str] = {}
+    refusals: dict[Kind, str] = {}
+    extra: Mapping[str, Any] = {}
     try:
         listed = await _listed(connections, key) if others or not model else []
-        listed = [model, *listed] if model else listed
-        models, refusals = {}, []
-        extra: Mapping[str, Any] = {}
-        if Kind.EMBEDDINGS in kinds:
-            for candidate in listed:
-                if refusal := await _refusal(connections, key, Kind.EMBEDDINGS, candidate, {}):
-                    refusals.append(refusal)
-                else:
-                    models[Kind.EMBEDDINGS] = candidate
-                    break
-        writing = [kind for kind in (Kind.COMPLETIONS, Kind.STREAMS) if kind in kinds]
-        for candidate in listed if writing else []:
-            extra = _FULL_LENGTH
-            if await _refusal(connections, key, Kind.COMPLETIONS, candidate, extra):
-                extra = {}
-                if refusal := await _refusal(connections, key, Kind.COMPLETIONS, candidate, extra):
-                    refusals.append(refusal)
-                    continue
-            models |= dict.fromkeys(writing, candidate)
-            break
+        candidates = [model, *listed] if model else listed
+        for tried, extras in _TRIED.items():
+            alike = [kind for kind in Kind if kind in kinds and kind.path == tried.path]
+            if not alike:
+                continue
+            match = await _match(connections, key, tried, shape, candidates, extras)
+            if match.model is None:
+                refusals |= dict.fromkeys(alike, match.refusal)
+            else:
+                models |= dict.fromkeys(alike, match.model)
+                extra = match.extra
     finally:
         connections.close()
     if not models:
-        why = refusals[-1] if refusals else "it lists no models"
+        why = next(reversed(refusals.values()))
         raise SetupError(f"{address.url} answers no request for {' or '.join(kinds)}: {why}")
-    return Side(name, address, key, models, extra)
+    return Side(name, address, key, models, extra, refusals)
+
+
+class _Match(NamedTuple):
+    """The first model that answers, or the last one's refusal."""
+
+    model: str | None
+    extra: Mapping[str, Any]
+    refusal: str
+
+
+async def _match(
+    connections: Connections,
+    key: str | None,
+    kind: Kind,
+    shape: Shape,
+    models: Sequence[str],
+    extras: Sequence[Mapping[str, Any]],
+) -> _Match:
+    refusal: str | None = "it lists no models"
+    for model, extra in itertools.product(models, extras):
+        refusal = await _refusal(connections, key, kind, shape, model, extra)
+        if refusal is None:
+            return _Match(model, extra, "")
+    return _Match(None, {}, refusal or "")
 
 
 async def _listed(connections: Connections, key: str | None) -> list[str]:
@@ -109,14 +135,14 @@ async def _listed(connections: Connections, key: str | None) -> list[str]:
 
 
 async def _refusal(
-    connections: Connections, key: str | None, kind: Kind, model: str, extra: Mapping[str, Any]
+    connections: Connections, key: str | None, kind: Kind, shape: Shape, model: str, extra: Mapping[str, Any]
 ) -> str | None:
     """Why ``model`` does not answer such requests, or None if it does."""
-    shape = Shape(words=1, max_tokens=1)
-    body = scenarios.body(kind, shape, model, iter(["Hello"]), extra)
+    small = replace(shape, texts=1, max_tokens=1)
+    body = scenarios.body(kind, small, model, iter(["Hello"]), extra)
     answer = await connections.ask(connections.address.message("POST", kind.path, body, key), _PATIENCE)
     _reached(connections.address, answer)
-    failure, _ = scenarios.judge(kind, shape, answer)
+    failure, _ = scenarios.judge(kind, small, answer)
     return f"{model}: {failure.kind}, {failure.example}" if failure else None
 
 

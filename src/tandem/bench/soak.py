@@ -3,13 +3,14 @@
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from tandem.bench import figures, memory
 from tandem.bench.connection import Connections, now
 from tandem.bench.figures import Bucket, Slope
-from tandem.bench.load import Load, Reply
+from tandem.bench.load import Load, Reply, drive
 from tandem.bench.rounds import Errors, until
 from tandem.bench.scenarios import Case, Kind, Shape
 from tandem.bench.side import Side
@@ -92,6 +93,19 @@ def growth(rows: Sequence[Row]) -> Growth | None:
     return Growth(line, points[-1][0] - points[0][0]) if line else None
 
 
+class Watch(Protocol):
+    """Who is told how far a soak is."""
+
+    def watching(self, pids: frozenset[int]) -> None:
+        """The processes whose memory is looked at, before anything is asked; empty where none is seen."""
+
+    def going(self, seconds: float, requests: int, errors: int, in_flight: int) -> None:
+        """The soak goes on, and has ended so many requests, some with an error; told about twice a second."""
+
+    def minute(self, row: Row) -> None:
+        """It has made a row."""
+
+
 class _Log:
     """Makes rows; holds the latencies of the minute that runs, and no others."""
 
@@ -99,15 +113,18 @@ class _Log:
         self.rows: list[Row] = []
         self.errors = Errors()
         self.latencies: list[Bucket] = []
+        self.asked = self.in_flight = 0
         self._watched = watched
         self._start = self._since = start
         self._minute: list[float] = []
         self._failed = 0
 
     def begun(self, late: float) -> None:
-        pass
+        self.in_flight += 1
 
     def ended(self, due: float, reply: Reply) -> None:
+        self.in_flight -= 1
+        self.asked += 1
         if reply.failure is None:
             self._minute.append(reply.ended - due)
         else:
@@ -134,13 +151,12 @@ class _Log:
 
 
 async def soak(
-    side: Side, shape: Shape, load: Load, pid: int | None, seed: int, tell: Callable[[Row], None], stop: asyncio.Event
+    side: Side, shape: Shape, load: Load, pid: int | None, seed: int, watch: Watch, stop: asyncio.Event
 ) -> Soaked:
     """Ask for each kind of answer in turn, for as long as ``load`` says or until ``stop`` is set.
 
     Args:
         pid: whose memory to watch; by default that of whoever listens on the side's port, if that is this machine.
-        tell: is given each row as it is made.
     """
     connections = Connections(side.address)
     kinds = sorted(side.models)
@@ -153,23 +169,27 @@ async def soak(
         turn += 1
         return await asks[turn % len(asks)]()
 
+    watched = _Watched(side, pid)
+    watch.watching(watched.look())
     start, cpu = now(), time.process_time()
-    log = _Log(start, _Watched(side, pid))
+    log = _Log(start, watched)
     interval = min(MINUTE, load.seconds / _ROWS)
     due = start + interval
 
     def look() -> None:
         nonlocal due
-        if (at := now()) >= due:
-            tell(log.row(at))
+        at = now()
+        watch.going(at - start, log.asked, log.errors.total, log.in_flight)
+        if at >= due:
+            watch.minute(log.row(at))
             due = at + interval - (at - due) % interval
 
     chance = random.Random(seed)
-    cut = await until(stop, replace(load, warm_up=0), ask, log, chance, look)
+    cut = await until(stop, drive(replace(load, warm_up=0), ask, log, chance), look)
     connections.close()
     ended = now()
-    if ended - start - (log.rows[-1].at if log.rows else 0) > interval / 2:
-        tell(log.row(ended))
+    if not log.rows or ended - start - log.rows[-1].at > interval / 2:
+        watch.minute(log.row(ended))
     generator = (time.process_time() - cpu) / (ended - start)
     return Soaked(side.name, load, kinds, cut, log.rows, log.errors, generator, log.latencies)
 
@@ -183,7 +203,10 @@ class _Watched:
 
     def resident(self) -> int | None:
         found = memory.resident(self.pids)
-        if found is None and self._port is not None:
+        return memory.resident(self.look()) if found is None and self._port is not None else found
+
+    def look(self) -> frozenset[int]:
+        """Who they are now."""
+        if self._port is not None:
             self.pids = memory.answering(self._port)
-            found = memory.resident(self.pids)
-        return found
+        return self.pids

@@ -1,23 +1,20 @@
 """`tandem plan`: what would be started, and where the memory goes. Starts nothing."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from tandem.cli import options
+
 
 def plan(
     demo: Annotated[bool, typer.Option("--demo", help="Plan for the demo's models.")] = False,
-    embedding: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="The embedding model: repository id or folder.")
-    ] = None,
-    generation: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="The language model: repository id or folder.")
-    ] = None,
-    host: Annotated[str | None, typer.Option(help="Where it would listen [default: 127.0.0.1].")] = None,
-    port: Annotated[int | None, typer.Option(help="The port it would listen on [default: 8200].")] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Folder for control socket, pid file and logs.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    embedding: options.Embedding = None,
+    generation: options.Generation = None,
+    host: options.Host = None,
+    port: options.Port = None,
+    run_dir: options.RunDir = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Show what `tandem up` would start, where the memory would go, and where each setting came from."""
     from rich.console import Console

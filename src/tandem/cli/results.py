@@ -14,7 +14,7 @@ from rich.text import Text
 
 from tandem.bench import report
 from tandem.bench.page import described, memory_line
-from tandem.bench.report import headlines, number
+from tandem.bench.report import headlines, number, several
 from tandem.bench.rounds import Progress, Round
 from tandem.bench.run import Plan, Run
 from tandem.bench.side import Side
@@ -41,9 +41,14 @@ class Watching:
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, at: TracebackType | None) -> None:
         self._live.stop()
 
+    def meeting(self, url: str) -> None:
+        self._show(f"Asking {url} what it serves")
+
     def met(self, side: Side) -> None:
         models = ", ".join(dict.fromkeys(side.models.values()))
         self._say(f"{side.name}: {side.address.url} ({models})")
+        for kind, refusal in side.refusals.items():
+            self._say(f"{side.name}: no {kind}: {refusal}")
 
     def progress(self, at: Progress) -> None:
         self._show(
@@ -59,13 +64,25 @@ class Watching:
             f"{slow}" + (f", {one.errors.total:,} errors" if one.errors.total else "")
         )
 
+    def watching(self, pids: frozenset[int]) -> None:
+        seen = (
+            f"pid {', '.join(map(str, sorted(pids)))}" if pids else "not watched, since nobody is seen to listen there"
+        )
+        self._say(f"Memory: {seen}")
+
+    def going(self, seconds: float, requests: int, errors: int, in_flight: int) -> None:
+        whole = duration(self._plan.load.seconds)
+        self._show(
+            f"soak: {duration(seconds)} of {whole}, {requests:,} requests, {in_flight:,} in flight"
+            + (f", {errors:,} errors" if errors else "")
+        )
+
     def minute(self, row: Row) -> None:
         held = "" if row.resident is None else f", {row.resident / 2**20:.1f} MiB"
         slow = (
             "" if row.p50 is None or row.p95 is None else f", p50 {row.p50 * 1000:.1f} ms, p95 {row.p95 * 1000:.1f} ms"
         )
         self._say(f"{duration(row.at)}: {row.requests:,} requests, {row.errors:,} errors{slow}{held}")
-        self._show(f"{duration(row.at)} of {duration(self._plan.load.seconds)}")
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, soft_wrap=True)
@@ -131,7 +148,8 @@ def show(found: dict[str, Any], *, check: bool) -> None:
         console.print(f"\nNot measured: {', '.join(missing)}", markup=False)
     if found["soak"]:
         rows = found["soak"]["rows"]
-        console.print(f"\nsoak: {sum(row['requests'] for row in rows):,} requests, {len(rows):,} rows", style="bold")
+        asked = several(sum(row["requests"] for row in rows), "request")
+        console.print(f"\nsoak: {asked}, {several(len(rows), 'row')}", style="bold")
         console.print(memory_line(found["soak"]), markup=False, soft_wrap=True)
     if check:
         _targets(console, found["targets"])

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from tandem.cli import options
+
 
 def router(
     engine: Annotated[
@@ -24,35 +26,20 @@ def router(
             help="The folder with an embedding engine's tokenizer.json: then requests of many callers are merged.",
         ),
     ] = None,
-    host: Annotated[str | None, typer.Option(help="Where to listen [default: 127.0.0.1].")] = None,
-    port: Annotated[int | None, typer.Option(help="The port to listen on [default: 8200].")] = None,
-    insecure: Annotated[
-        bool | None, typer.Option("--insecure", help="Let callers from other machines in without a key.")
-    ] = None,
+    host: options.Host = None,
+    port: options.Port = None,
+    insecure: options.Insecure = None,
 ) -> None:
     """Front engines that run elsewhere; starts and supervises nothing."""
     import asyncio
 
     from tandem import settings
-    from tandem.errors import SettingsError
     from tandem.router import exposure
     from tandem.router.listener import listen
     from tandem.router.server import event_loop, front
-    from tandem.router.upstream import Upstream
     from tandem.telemetry import logs
 
-    addresses: dict[str, str] = {}
-    for given in engine:
-        name, equals, url = given.partition("=")
-        if not (name and equals and url.startswith(("http://", "https://"))):
-            raise SettingsError(f"--engine {given} is not NAME=URL", "Write --engine embedding=http://127.0.0.1:8100")
-        if name in addresses or name == "router":
-            raise SettingsError(f"--engine {given}: the name {name} is taken", "Give each engine its own")
-        addresses[name] = url.rstrip("/").removesuffix("/v1")
-        try:
-            Upstream(addresses[name], connect_timeout=1)
-        except ValueError as exc:
-            raise SettingsError(f"--engine {given}: {exc}", "Write --engine embedding=http://127.0.0.1:8100") from exc
+    addresses = _addresses(engine)
     folders = _folders(tokenizer or [], addresses)
     found = settings.load({"router": {"host": host, "port": port, "insecure": insecure}}, gpu=False).settings
     exposure.check(found.router)
@@ -64,6 +51,26 @@ def router(
         typer.echo(f"Listening on {found.router.address}/v1")
         log = logs.RequestLog(found.log_level, found.log_format)
         runner.run(front(addresses, found.router, found.api, listener, folders, [log]))
+
+
+def _addresses(given: Sequence[str]) -> dict[str, str]:
+    """Each engine's base URL, without ``/v1``, by its name."""
+    from tandem.errors import SettingsError
+    from tandem.router.upstream import Upstream
+
+    addresses: dict[str, str] = {}
+    for each in given:
+        name, equals, url = each.partition("=")
+        if not (name and equals and url.startswith(("http://", "https://"))):
+            raise SettingsError(f"--engine {each} is not NAME=URL", "Write --engine embedding=http://127.0.0.1:8100")
+        if name in addresses or name == "router":
+            raise SettingsError(f"--engine {each}: the name {name} is taken", "Give each engine its own")
+        addresses[name] = url.rstrip("/").removesuffix("/v1")
+        try:
+            Upstream(addresses[name], connect_timeout=1)
+        except ValueError as exc:
+            raise SettingsError(f"--engine {each}: {exc}", "Write --engine embedding=http://127.0.0.1:8100") from exc
+    return addresses
 
 
 def _folders(given: Sequence[str], engines: Collection[str]) -> dict[str, str]:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from tandem.cli import options
+
 
 class Kind(StrEnum):
     EMBEDDING = "embedding"
@@ -39,10 +41,8 @@ def serve(
     served_model_name: Annotated[
         str | None, typer.Option(metavar="NAME", help="The name that callers use [default: the model].")
     ] = None,
-    insecure: Annotated[
-        bool | None, typer.Option("--insecure", help="Let callers from other machines in without a key.")
-    ] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Folder for control socket, pid file and logs.")] = None,
+    insecure: options.Insecure = None,
+    run_dir: options.RunDir = None,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Whether to stay until it is ready, and then attached.")
     ] = True,
