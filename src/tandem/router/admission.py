@@ -11,7 +11,7 @@ from math import ceil
 
 from tandem.errors import ApiError
 from tandem.fleet import Engine, Fleet, Snapshot, State, Work, now
-from tandem.router import checks
+from tandem.router import wording
 from tandem.router.retry import Breaker
 from tandem.settings import RouterSettings
 from tandem.telemetry.events import Load
@@ -264,7 +264,7 @@ class Admission:
         bound = left if patient and (renewed or estimate is not None) else soon
         fits = bool(coming) and (patient or (estimate is not None and estimate < soon))
         if not fits or bound <= 0:
-            raise checks.not_ready(engine, _again(_SOON if estimate is None else estimate))
+            raise wording.not_ready(engine, _again(_SOON if estimate is None else estimate))
         return bound
 
     @staticmethod

@@ -35,7 +35,7 @@ from tandem.models.responses import (
     Model,
     ModelList,
 )
-from tandem.router import answers, checks, embed, health
+from tandem.router import answers, embed, health, wording
 from tandem.router.admission import draining
 from tandem.router.answers import Form
 from tandem.router.context import Contexts
@@ -368,7 +368,7 @@ def _api(
     async def model(model: str) -> Response:
         engine = fleet.now.find(model)
         if engine is None:
-            raise checks.model_not_found(model, param="model")
+            raise wording.model_not_found(model, param="model")
         return _json(Model(model, engine.created))
 
     api.openapi = lambda: _document(api)  # type: ignore[method-assign]

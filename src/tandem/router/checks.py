@@ -20,29 +20,6 @@ from tandem.models.requests import (
     NamedToolChoice,
 )
 from tandem.router import complaints, wording
-from tandem.router.wording import (
-    context_exceeded,
-    logit_bias_key,
-    missing,
-    model_not_found,
-    not_ready,
-    out_of_range,
-    too_many_tokens,
-)
-
-# Refusals that other stages of a request's way give, too, are found here with the checks.
-__all__ = [
-    "context",
-    "context_exceeded",
-    "engine_for",
-    "logit_bias_key",
-    "missing",
-    "model_not_found",
-    "not_ready",
-    "out_of_range",
-    "parse",
-    "too_many_tokens",
-]
 
 R = TypeVar("R", EmbeddingRequest, CompletionRequest, ChatCompletionRequest)
 
@@ -101,7 +78,7 @@ def engine_for(snapshot: Snapshot, model: str, kind: Kind, path: str) -> Engine:
     """
     engine = snapshot.find(model)
     if engine is None:
-        raise model_not_found(model)
+        raise wording.model_not_found(model)
     if engine.kind != kind:
         if kind == "embedding":
             raise ApiError(403, "You are not allowed to generate embeddings from this model", param="model")
@@ -121,7 +98,7 @@ def context(prompt_tokens: int, wanted: int, limit: int, *, param: str) -> None:
         param: the parameter that holds the prompt.
     """
     if prompt_tokens + wanted > limit:
-        raise context_exceeded(limit, prompt_tokens, wanted, param=param)
+        raise wording.context_exceeded(limit, prompt_tokens, wanted, param=param)
 
 
 def _embedding(request: EmbeddingRequest, max_inputs: int) -> None:
@@ -163,9 +140,9 @@ def _sampling(request: CompletionRequest | ChatCompletionRequest) -> None:
             raise wording.empty_text("stop" if isinstance(request.stop, str) else f"stop[{index}]")
     for key in request.logit_bias or ():
         if not (key.isascii() and key.isdecimal()):
-            raise logit_bias_key(key)
+            raise wording.logit_bias_key(key)
     if request.truncate_prompt_tokens == 0:
-        raise out_of_range("truncate_prompt_tokens", 0, "greater_than_equal", {"ge": 1})
+        raise wording.out_of_range("truncate_prompt_tokens", 0, "greater_than_equal", {"ge": 1})
     if request.use_beam_search:
         for name in _NOT_WITH_BEAMS:
             if getattr(request, name) not in (None, [], {}):
@@ -184,9 +161,9 @@ def _constraints(request: CompletionRequest | ChatCompletionRequest) -> None:
         given.append("response_format")
         if wanted.type == "json_schema":
             if wanted.json_schema is None:
-                raise missing("response_format.json_schema")
+                raise wording.missing("response_format.json_schema")
             if wanted.json_schema.schema_ is None:
-                raise missing("response_format.json_schema.schema")
+                raise wording.missing("response_format.json_schema.schema")
             _numbers("response_format.json_schema.schema", wanted.json_schema.schema_)
     if len(given) > 1:
         raise ApiError(400, f"Only one of '{given[0]}' and '{given[1]}' can be used at a time.", param=given[1])
@@ -274,7 +251,7 @@ def _chat(request: ChatCompletionRequest) -> None:
             code="invalid_parameter_combination",
         )
     if request.max_tokens == 0:
-        raise out_of_range("max_tokens", 0, "greater_than_equal", {"ge": 1})
+        raise wording.out_of_range("max_tokens", 0, "greater_than_equal", {"ge": 1})
 
 
 def _message(index: int, message: ChatMessage) -> None:
@@ -287,7 +264,7 @@ def _message(index: int, message: ChatMessage) -> None:
             param=f"messages.[{index}].content",
         )
     if message.role == "tool" and message.tool_call_id is None:
-        raise missing(f"messages[{index}].tool_call_id")
+        raise wording.missing(f"messages[{index}].tool_call_id")
     if isinstance(message.content, list):
         for number, part in enumerate(message.content):
             if part.type == "refusal" and message.role != "assistant":

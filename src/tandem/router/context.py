@@ -9,7 +9,7 @@ import msgspec
 
 from tandem.fleet import Engine
 from tandem.models.requests import MAX_TOKENS, ChatCompletionRequest, CompletionRequest
-from tandem.router import checks
+from tandem.router import checks, wording
 from tandem.router.upstream import UpstreamError, Upstreams
 
 _SPECIAL = 8  # special tokens that a tokenizer may add to a text
@@ -59,7 +59,7 @@ class Contexts:
         chat = isinstance(request, ChatCompletionRequest)
         name, wanted = _wanted(request)
         if wanted > engine.context:
-            raise checks.too_many_tokens(name, wanted, engine.context)
+            raise wording.too_many_tokens(name, wanted, engine.context)
         # Without a wish for tokens, the engine itself refuses a chat that leaves room for none.
         if not wanted or body_bytes + wanted + (_TEMPLATE if chat else _SPECIAL) <= engine.context:
             return None

@@ -15,7 +15,7 @@ from tandem.errors import ApiError, EngineFault, TandemError
 from tandem.fleet import Engine
 from tandem.models.requests import EmbeddingRequest
 from tandem.models.responses import EmbeddingResponse, Usage
-from tandem.router import answers, checks, translate, vectors
+from tandem.router import answers, checks, translate, vectors, wording
 from tandem.router.admission import overloaded
 from tandem.router.answers import Form
 from tandem.router.coalesce import Batch, Input, Job, Queue
@@ -194,7 +194,7 @@ class Line:
             if cut is not None:
                 tokens[index] = min(count, cut)
             elif context and count > context:
-                raise checks.context_exceeded(context, count, 0, param=_path(index, len(inputs)))
+                raise wording.context_exceeded(context, count, 0, param=_path(index, len(inputs)))
         return tokens
 
     @property

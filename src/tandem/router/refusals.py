@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tandem.errors import ApiError
-from tandem.router import checks
+from tandem.router import wording
 from tandem.router.translate import Asked
 
 _TAIL = re.compile(r"\(parameter=[\w.\[\]' ]+(?:, value=.*)?\)\s*$", re.DOTALL)
@@ -108,7 +108,7 @@ def _reported(report: re.Match[str]) -> ApiError:
     path = "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in parts).lstrip(".")
     kind = report["type"]
     if kind == "missing":
-        return checks.missing(path)
+        return wording.missing(path)
     if kind.endswith(("_type", "_parsing")):
         return ApiError(400, f"Invalid type for '{path}'.", param=path, code="invalid_type")
     return ApiError(400, f"Invalid value for '{path}'.", param=path, code="invalid_value")
@@ -116,7 +116,7 @@ def _reported(report: re.Match[str]) -> ApiError:
 
 def _context(groups: Mapping[str, str], asked: Asked) -> ApiError:
     limit, tokens, wanted = int(groups["limit"]), int(groups["tokens"]), int(groups.get("wanted") or asked.wanted)
-    return checks.context_exceeded(
+    return wording.context_exceeded(
         limit,
         None if groups.get("unit") == "characters" else tokens,
         max(wanted, 1) if tokens == limit else wanted,  # even for a max_tokens of 0, vLLM makes one
@@ -132,7 +132,7 @@ def _too_many_logprobs(groups: Mapping[str, str], asked: Asked) -> ApiError:
         name = "prompt_logprobs"
     elif value > most:  # more than a caller can ask for: beam search asks for two for each choice
         name, value, limit = "n", value // 2, limit // 2
-    return checks.out_of_range(name, value, "less_than_equal", {"le": limit})
+    return wording.out_of_range(name, value, "less_than_equal", {"le": limit})
 
 
 def _above(name: str) -> Callable[[Mapping[str, str], Asked], ApiError]:
@@ -144,14 +144,14 @@ def _above(name: str) -> Callable[[Mapping[str, str], Asked], ApiError]:
                 param=name,
                 code="integer_above_max_value",
             )
-        return checks.out_of_range(name, int(groups["value"]), "less_than_equal", {"le": int(groups["limit"])})
+        return wording.out_of_range(name, int(groups["value"]), "less_than_equal", {"le": int(groups["limit"])})
 
     return say
 
 
 def _logit_bias(groups: Mapping[str, str], _: Asked) -> ApiError:
     first = groups["keys"].split(",")[0].strip().strip("'\"")
-    return checks.logit_bias_key(first)
+    return wording.logit_bias_key(first)
 
 
 def _grammar(groups: Mapping[str, str], asked: Asked) -> ApiError:
