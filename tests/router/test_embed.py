@@ -29,7 +29,7 @@ from tokenizers.processors import TemplateProcessing
 from tandem.fleet import Engine, Fleet, Snapshot, State, now
 from tandem.router import retry
 from tandem.router.app import Router
-from tandem.router.embed import PATH, Line
+from tandem.router.line import PATH, Line
 from tandem.router.listener import listen
 from tandem.router.server import server
 from tandem.router.upstream import Upstreams

@@ -35,7 +35,7 @@ from tandem.models.responses import (
     Model,
     ModelList,
 )
-from tandem.router import answers, embed, health, wording
+from tandem.router import answers, health, line, wording
 from tandem.router.admission import draining
 from tandem.router.answers import Form
 from tandem.router.context import Contexts
@@ -119,7 +119,7 @@ class Router:
         form = Form(strict=(api or ApiSettings()).strict)
         dispatch, contexts = Dispatch(fleet, upstreams, settings), Contexts(upstreams)
         self._handlers: dict[str, Handler] = {
-            embed.PATH: Embeddings(dispatch, upstreams, settings, form),
+            line.PATH: Embeddings(dispatch, upstreams, settings, form),
             COMPLETIONS.path: Relay(COMPLETIONS, dispatch, contexts, settings, form),
             CHAT.path: Relay(CHAT, dispatch, contexts, settings, form),
         }
@@ -466,7 +466,7 @@ def _document(api: FastAPI) -> dict[str, Any]:
     embedding, completion, chat, error, one_model, all_models, state = refs
     document.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"] | components)
     for path, request, answer, streams in (
-        (embed.PATH, EmbeddingRequest, embedding, False),
+        (line.PATH, EmbeddingRequest, embedding, False),
         (COMPLETIONS.path, CompletionRequest, completion, True),
         (CHAT.path, ChatCompletionRequest, chat, True),
     ):
