@@ -22,7 +22,8 @@ from tandem.engines.footprints import Seen
 from tandem.engines.hardware import Card, Hardware
 from tandem.engines.install import Vllm
 from tandem.engines.keeper import descendants
-from tandem.engines.plan import Parts, Share
+from tandem.engines.planning.needs import Parts
+from tandem.engines.planning.shares import Share
 from tandem.engines.weights import Cache, Model
 from tandem.errors import EngineError, SettingsError, SetupError
 from tandem.fleet import Fleet, Kind, State

@@ -25,7 +25,9 @@ from tandem.engines.install import Vllm, remove_replaced
 from tandem.engines.launch import dtype, launch
 from tandem.engines.model import read as model_facts
 from tandem.engines.orphans import sweep
-from tandem.engines.plan import Share, Wanted, plan
+from tandem.engines.planning.needs import Wanted
+from tandem.engines.planning.plan import plan
+from tandem.engines.planning.shares import Share
 from tandem.engines.process import free_port
 from tandem.engines.supervisor import Supervisor
 from tandem.errors import SettingsError, SetupError

@@ -8,7 +8,7 @@ import pytest
 from tandem.engines.hardware import Card, Hardware
 from tandem.engines.install import Build, Vllm, parse_version
 from tandem.engines.launch import Launch, launch, warning
-from tandem.engines.plan import Share
+from tandem.engines.planning.shares import Share
 from tandem.engines.weights import Model
 from tandem.errors import SetupError
 from tandem.settings import EngineSettings, Memory

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tandem.engines.hardware import Hardware
 from tandem.engines.install import Vllm
-from tandem.engines.plan import Share
+from tandem.engines.planning.shares import Share
 from tandem.engines.weights import Model
 from tandem.errors import SetupError
 from tandem.settings import EngineSettings

@@ -24,11 +24,14 @@ from hypothesis import given, settings, strategies
 
 from tandem.engines.footprints import Footprint
 from tandem.engines.hardware import Card, Hardware
-from tandem.engines.plan import Change, Share, Wanted, plan
+from tandem.engines.planning.changes import Change
+from tandem.engines.planning.needs import Wanted
+from tandem.engines.planning.plan import plan
+from tandem.engines.planning.shares import Share
 from tandem.errors import DoesNotFit
 from tandem.settings import EngineSettings
 
-from .models import minilm, recorded
+from ..models import minilm, recorded
 
 MIB = 2**20
 GIB = 2**30
