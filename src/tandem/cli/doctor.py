@@ -1,15 +1,14 @@
 """`tandem doctor`: what may keep a service from starting on this machine."""
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
+
+from tandem.cli import flags
 
 
 def doctor(
-    run_dir: Annotated[Path | None, typer.Option(help="The service's run folder.")] = None,
-    port: Annotated[int | None, typer.Option(help="The port that the service listens on.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    run_dir: flags.ItsRunDir = None,
+    port: flags.ItsPort = None,
+    as_json: flags.Json = False,
 ) -> None:
     """Check this machine, and say how to mend what is wrong; starts nothing. Exit code 1 when there is a problem."""
     import json

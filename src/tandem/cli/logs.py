@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from tandem.cli import flags
+
 _LOOK = 0.1  # seconds between two looks for new lines
 _COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "bright_cyan", "bright_yellow", "bright_green")
 
@@ -18,8 +20,8 @@ def logs(
         bool, typer.Option("-f", "--follow", help="Go on with new lines, until the service ends.")
     ] = False,
     lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="How many lines of each log.")] = 100,
-    run_dir: Annotated[Path | None, typer.Option(help="The service's run folder.")] = None,
-    port: Annotated[int | None, typer.Option(help="The port that the service listens on.")] = None,
+    run_dir: flags.ItsRunDir = None,
+    port: flags.ItsPort = None,
 ) -> None:
     """Show the logs of a service, also of one that has ended."""
     import time

@@ -1,14 +1,13 @@
 """`tandem reload`: the running service reads its settings anew."""
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
+
+from tandem.cli import flags
 
 
 def reload(
-    run_dir: Annotated[Path | None, typer.Option(help="The service's run folder.")] = None,
-    port: Annotated[int | None, typer.Option(help="The port that the service listens on.")] = None,
+    run_dir: flags.ItsRunDir = None,
+    port: flags.ItsPort = None,
 ) -> None:
     """Have the running service do as its settings say by now.
 

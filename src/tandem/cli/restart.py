@@ -1,15 +1,16 @@
 """`tandem restart`: one engine of the running service starts anew."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from tandem.cli import flags
+
 
 def restart(
     engine: Annotated[str, typer.Argument(help="Its name, as `tandem status` shows it.")],
-    run_dir: Annotated[Path | None, typer.Option(help="The service's run folder.")] = None,
-    port: Annotated[int | None, typer.Option(help="The port that the service listens on.")] = None,
+    run_dir: flags.ItsRunDir = None,
+    port: flags.ItsPort = None,
 ) -> None:
     """Start an engine anew, and bring back one that has failed.
 

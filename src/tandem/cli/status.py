@@ -1,15 +1,14 @@
 """`tandem status`: the running service, engine by engine."""
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
+
+from tandem.cli import flags
 
 
 def status(
-    run_dir: Annotated[Path | None, typer.Option(help="The service's run folder.")] = None,
-    port: Annotated[int | None, typer.Option(help="The port that the service listens on.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    run_dir: flags.ItsRunDir = None,
+    port: flags.ItsPort = None,
+    as_json: flags.Json = False,
 ) -> None:
     """Show the running service; exit code 0 when every engine is ready, 3 when not."""
     import asyncio

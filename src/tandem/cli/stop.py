@@ -1,14 +1,13 @@
 """`tandem stop`: the running service finishes its requests and ends."""
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
+
+from tandem.cli import flags
 
 
 def stop(
-    run_dir: Annotated[Path | None, typer.Option(help="The service's run folder.")] = None,
-    port: Annotated[int | None, typer.Option(help="The port that the service listens on.")] = None,
+    run_dir: flags.ItsRunDir = None,
+    port: flags.ItsPort = None,
 ) -> None:
     """Stop the running service; returns when nothing of it is left."""
     import asyncio

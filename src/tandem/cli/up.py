@@ -1,9 +1,10 @@
 """`tandem up`: all engines and the router, until Ctrl-C."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from tandem.cli import flags
 
 
 def up(
@@ -15,18 +16,12 @@ def up(
             help="Serve the demo's models unless models are configured or the defaults are cached.",
         ),
     ] = False,
-    embedding: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="The embedding model: repository id or folder.")
-    ] = None,
-    generation: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="The language model: repository id or folder.")
-    ] = None,
-    host: Annotated[str | None, typer.Option(help="Where to listen [default: 127.0.0.1].")] = None,
-    port: Annotated[int | None, typer.Option(help="The port to listen on [default: 8200].")] = None,
-    insecure: Annotated[
-        bool | None, typer.Option("--insecure", help="Let callers from other machines in without a key.")
-    ] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Folder for control socket, pid file and logs.")] = None,
+    embedding: flags.Embedding = None,
+    generation: flags.Generation = None,
+    host: flags.Host = None,
+    port: flags.Port = None,
+    insecure: flags.Insecure = None,
+    run_dir: flags.RunDir = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch missing weights without asking.")] = False,
     offline: Annotated[
         bool | None, typer.Option("--offline/--no-offline", help="Never ask a model hub for anything.")
@@ -36,11 +31,11 @@ def up(
     """Start an embedding model and a language model, and serve both until Ctrl-C."""
     from tandem.cli import start
 
-    flags = {
+    given = {
         "engines": {"embedding": {"model": embedding}, "generation": {"model": generation}},
         "router": {"host": host, "port": port, "insecure": insecure},
         "run_dir": run_dir,
         "offline": offline,
     }
     wanted = start.Models.DEMO if demo else start.Models.OR_DEMO if or_demo else start.Models.CONFIGURED
-    start.start(flags, wanted, download=download, detach=detach)
+    start.start(given, wanted, download=download, detach=detach)

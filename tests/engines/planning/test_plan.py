@@ -515,6 +515,13 @@ def test_a_context_that_its_cache_cannot_hold_is_refused_on_a_cpu() -> None:
     ]
 
 
+def test_a_cache_that_was_asked_for_is_named_as_that() -> None:
+    """And not as what its context needs."""
+    engines = {"generation": wanted("Qwen3-0.6B", memory="200GiB")}
+    with pytest.raises(DoesNotFit, match=r"KV cache as memory = 200GiB asks 200\.0 GiB\): more than the 23\.5 GiB"):
+        plan(engines, cpu(2, 24))
+
+
 def test_what_processes_really_held_is_used_on_a_cpu() -> None:
     """A model whose processes were seen to hold 20 GiB leaves no room for a cache in 21."""
     engine = wanted("Qwen3-0.6B")

@@ -211,8 +211,12 @@ def too_little(need: Need, budget: int, whose: str) -> str:
     return f"{in_words(need)}; {whose} gives it {gib(budget)}"
 
 
-def in_words(need: Need) -> str:
-    """What an engine needs, in numbers: ``generation needs 12.3 GiB (weights 8.8, …)``."""
+def in_words(need: Need, cache: str = "") -> str:
+    """What an engine needs, in numbers: ``generation needs 12.3 GiB (weights 8.8, …)``.
+
+    Args:
+        cache: what its KV cache is for; by default the context that it must have.
+    """
     parts = need.parts
     named = {
         "weights": parts.weights,
@@ -223,7 +227,7 @@ def in_words(need: Need) -> str:
     listed = [f"{name} {gib(size)}" for name, size in named.items() if size]
     if need.least:
         context = need.asks.context or min(need.wanted.facts.context or USEFUL, USEFUL)
-        listed.append(f"KV cache of {context:,} tokens {gib(need.least)}")
+        listed.append(f"KV cache {cache or f'of {context:,} tokens'} {gib(need.least)}")
     return f"{need.name} needs {gib(need.whole)} ({', '.join(listed)})"
 
 

@@ -26,7 +26,10 @@ def in_memory(needs: Sequence[Need], judged: Sequence[Need], hardware: Hardware)
     )
     caches = [low + more * _CPU_BLOCK for (low, _), more in zip(claims, whole(extra), strict=True)]
     if least > total or sum(need.parts.beside for need in judged) + sum(caches) > total:
-        lines = "; ".join(in_words(replace(need, least=low)) for need, (low, _) in zip(judged, claims, strict=True))
+        lines = "; ".join(
+            in_words(replace(need, least=low), f"as memory = {memory} asks" if (memory := need.asks.memory) else "")
+            for need, (low, _) in zip(judged, claims, strict=True)
+        )
         raise Lacking(f"{lines}: more than the {gib(total)} of RAM to be had of {gib(hardware.memory)}")
     threads = _threads(needs, hardware.cores)
     result = {}
