@@ -32,6 +32,7 @@ class Desk:
     def __init__(self, stopped: asyncio.Event | None = None) -> None:
         self.go = asyncio.Event()
         self.done = asyncio.Event()
+        self.routers = 0
         self._stopped = stopped or asyncio.Event()
 
     def hello(self) -> control.Hello:
@@ -39,6 +40,9 @@ class Desk:
 
     def stop(self) -> None:
         self._stopped.set()
+
+    def routed(self) -> None:
+        self.routers += 1
 
     async def vitals(self) -> list[Vitals]:
         return [Vitals(engine="a", in_flight=3, memory=7)]

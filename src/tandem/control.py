@@ -92,6 +92,9 @@ class Service(Protocol):
     def stop(self) -> None:
         """Have it end; returns at once."""
 
+    def routed(self) -> None:
+        """A router is there, and follows."""
+
     async def vitals(self) -> Sequence[Vitals]:
         """How each engine fares."""
 
@@ -140,6 +143,7 @@ async def serve(run_dir: RunDir, fleet: Fleet, service: Service) -> AsyncIterato
                 await _first(_tell(fleet, writer), _wait(action))
                 writer.write(_encode(_Ended(action.result())) + b"\n")
             elif question.verb == "route":
+                service.routed()
                 await _first(_tell(fleet, writer), _hear(fleet, reader, task))
             else:
                 if question.verb == "stop":

@@ -154,7 +154,7 @@ def test_no_service(command: str, short_path: Path) -> None:
 def test_or_demo_says_what_it_chose_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Configured models, else the defaults where they are cached, else the demo's."""
     chosen: list[Any] = []
-    monkeypatch.setattr("tandem.service.prepare", lambda loaded, *_, **__: chosen.append(loaded) or 1 / 0)
+    monkeypatch.setattr("tandem.service.plans.prepare", lambda loaded, *_, **__: chosen.append(loaded) or 1 / 0)
 
     def said() -> str:
         with pytest.raises(ZeroDivisionError):

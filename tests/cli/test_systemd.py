@@ -47,6 +47,18 @@ def test_it_prints_a_unit_for_the_settings_of_this_folder(tmp_path: Path) -> Non
     assert not (tmp_path / "told").exists()
 
 
+@pytest.mark.parametrize(
+    ("argument", "complaint"),
+    [("--nope", "No such option: --nope"), ("--port=x", "Invalid value for '--port'"), ("-d", "it must stay attached")],
+)
+def test_arguments_that_the_service_would_not_take_are_refused(argument: str, complaint: str) -> None:
+    """Here, and not when the unit is started; detached, systemd would lose it."""
+    code, said = run("--", "--demo", argument)
+    assert code == 2
+    assert complaint in said
+    assert "ExecStart" not in said
+
+
 def test_a_user_s_unit_is_installed_and_enabled(tmp_path: Path) -> None:
     code, said = run("--user", "--install")
     assert code == 0

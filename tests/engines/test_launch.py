@@ -1,6 +1,7 @@
 """The command line of an engine, from what it is and where it runs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from tandem.engines.hardware import Card, Hardware
 from tandem.engines.install import Build, Vllm, parse_version
 from tandem.engines.launch import Launch, launch, warning
-from tandem.engines.plan import Share
+from tandem.engines.planning.shares import Share
 from tandem.engines.weights import Model
 from tandem.errors import SetupError
 from tandem.settings import EngineSettings, Memory
@@ -79,6 +80,18 @@ def test_a_generation_engine_on_a_card() -> None:
         "--shutdown-timeout 20 --disable-uvicorn-access-log"
     )
     assert not {"OMP_NUM_THREADS", "LD_PRELOAD", "VLLM_CPU_KVCACHE_SPACE"} & set(found.env)
+
+
+@pytest.mark.parametrize(("release", "told"), [((0, 25), None), ((0, 26), "0"), ((0, 33), "0")])
+def test_a_size_measured_for_another_share_is_not_used(release: tuple[int, int], told: str | None) -> None:
+    """vLLM's own start-up plan stays off where there is one, whatever the environment says, unless the engine's `env`
+    does: it does not know of shares."""
+    vllm = replace(CUDA, version=release)
+    assert (
+        launched(GENERATION, QWEN3, vllm, ONE_CARD, Share(gpu_memory=0.6)).env.get("VLLM_ENABLE_STARTUP_PLAN") == told
+    )
+    asked = GENERATION.model_copy(update={"env": {"VLLM_ENABLE_STARTUP_PLAN": "1"}})
+    assert launched(asked, QWEN3, vllm, ONE_CARD, Share(gpu_memory=0.6)).env["VLLM_ENABLE_STARTUP_PLAN"] == "1"
 
 
 def test_a_measured_engine_is_told_its_size_and_its_cards() -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections import namedtuple
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,8 @@ import pytest
 from tandem.engines import weights
 from tandem.engines.weights import Cache
 from tandem.errors import SetupError
+
+from .hub import hub
 
 
 def make(folder: Path, **files: object) -> Path:
@@ -68,6 +72,57 @@ def test_a_download_that_broke_off_counts_as_none(files: dict[str, object], cach
     """So that it is taken up again."""
     make(cache.hub / "models--org--name" / "snapshots" / "abc", **files)
     assert weights.find("org/name", cache) is None
+
+
+FILES = {
+    "config.json": b'{"model_type": "bert"}',
+    "model.safetensors": bytes(2000),
+    "pytorch_model.bin": bytes(2000),
+    "original/consolidated.00.pth": bytes(4000),
+    "onnx/model.onnx": bytes(4000),
+    "tokenizer.json": b"{}",
+}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What a hub that has org/name was asked for."""
+    with hub("org/name", FILES) as (address, asked):
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        monkeypatch.setattr(
+            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+            f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+        )
+        yield asked
+
+
+def test_a_download_fetches_what_an_engine_reads(
+    asked: list[str], cache: Cache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once, and no weights twice: neither other frameworks' nor older forms; with a progress bar."""
+    said: list[str] = []
+    found = weights.download("org/name", cache, said.append)
+    assert sorted(path.name for path in found.path.rglob("*")) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert (found.name, found.model_type) == ("org/name", "bert")
+    assert said == [f"Downloading org/name (0.0 GiB) into {cache.hub}"]
+    assert "Fetching 3 files: 100%" in capsys.readouterr().err
+    asked.clear()
+    again = weights.find("org/name", cache)
+    assert again is not None
+    assert (again.path, asked) == (found.path, [])
+
+
+def test_a_download_that_the_disk_has_no_room_for_is_not_begun(
+    asked: list[str], cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What counts is what is to be fetched: three files, of 2,024 bytes in all."""
+    monkeypatch.setattr("shutil.disk_usage", lambda _: namedtuple("Usage", "free")(2023))
+    with pytest.raises(SetupError, match=r"org/name is 0\.0 GiB to download, and .* has 0\.0 GiB free") as refused:
+        weights.download("org/name", cache, lambda _: None)
+    assert "HF_HOME" in refused.value.mend
+    assert not [line for line in asked if line.startswith("GET /org/name")]
+    monkeypatch.setattr("shutil.disk_usage", lambda _: namedtuple("Usage", "free")(2024))
+    assert weights.download("org/name", cache, lambda _: None)
 
 
 def test_a_failed_download_is_one_line(cache: Cache, monkeypatch: pytest.MonkeyPatch, free_port: int) -> None:

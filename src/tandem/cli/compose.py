@@ -32,10 +32,11 @@ def compose(
     """Write a Compose file with the router and a container for each engine, and a Dockerfile for the router."""
     import os
 
-    from tandem import __version__, service, settings
+    from tandem import __version__, settings
     from tandem.deploy import compose as files
     from tandem.engines import hardware, install, weights
     from tandem.errors import SetupError
+    from tandem.service import plans
 
     machine = _with_card(hardware.detect(), card_memory)
     loaded = settings.load(gpu=True)
@@ -51,7 +52,7 @@ def compose(
         models[name] = model
     release = vllm or install.pinned("cuda")
     build = install.Vllm(Path("python3"), install.parse_version(release), "cuda")
-    plan = service.prepare(loaded.with_engines(engines), machine, build, models, cache, starting=False)
+    plan = plans.prepare(loaded.with_engines(engines), machine, build, models, cache, starting=False)
     text = files.compose(
         [_container(spec, cache) for spec in plan.specs],
         _front(found),

@@ -11,20 +11,21 @@ from contextlib import AsyncExitStack
 import typer
 from rich.console import Console
 
-from tandem import control, service
+from tandem import control
 from tandem.cli import progress
 from tandem.errors import SetupError
 from tandem.fleet import Fleet, Snapshot
+from tandem.service import lifecycle, plans
 
 _KNOCK = 0.05  # seconds between two tries to reach a service that is just starting
 
 
 def run(
-    plan: service.Plan,
+    plan: plans.Plan,
     *,
     wait: bool,
-    announce: Callable[[service.Plan, Snapshot], Awaitable[None]],
-    again: service.Again,
+    announce: Callable[[plans.Plan, Snapshot], Awaitable[None]],
+    again: plans.Again,
 ) -> None:
     """Run ``plan`` in a process of its own, cut off from this terminal; return once it is ready.
 
@@ -51,7 +52,7 @@ def run(
         os.close(telling)
 
 
-def _child(plan: service.Plan, said: int, again: service.Again) -> None:
+def _child(plan: plans.Plan, said: int, again: plans.Again) -> None:
     """The service's own process; writes why it failed, if it did, to ``said``. Does not return."""
     code = 1
     try:
@@ -65,7 +66,7 @@ def _child(plan: service.Plan, said: int, again: service.Again) -> None:
         async def ready() -> None:
             os.close(said)
 
-        asyncio.run(service.run(plan, Fleet(), ready, again))
+        asyncio.run(lifecycle.run(plan, Fleet(), ready, again))
         code = 0
     except SetupError as exc:
         _say(said, str(exc))
@@ -87,12 +88,12 @@ def _say(said: int, message: str) -> None:
 
 
 async def _follow(
-    plan: service.Plan,
+    plan: plans.Plan,
     pid: int,
     telling: int,
     *,
     wait: bool,
-    announce: Callable[[service.Plan, Snapshot], Awaitable[None]],
+    announce: Callable[[plans.Plan, Snapshot], Awaitable[None]],
 ) -> None:
     async with AsyncExitStack() as stack:
         while True:
@@ -109,13 +110,13 @@ async def _follow(
 
 
 async def _shown(
-    plan: service.Plan,
+    plan: plans.Plan,
     conversation: control.Conversation,
     pid: int,
     telling: int,
     *,
     wait: bool,
-    announce: Callable[[service.Plan, Snapshot], Awaitable[None]],
+    announce: Callable[[plans.Plan, Snapshot], Awaitable[None]],
 ) -> None:
     if wait:
         last = Snapshot()
@@ -140,7 +141,7 @@ def _ended(pid: int) -> bool:
     return os.waitpid(pid, os.WNOHANG)[0] == pid
 
 
-def _told(telling: int, plan: service.Plan) -> str:
+def _told(telling: int, plan: plans.Plan) -> str:
     os.set_blocking(telling, False)
     try:
         message = os.read(telling, 2**16).decode()

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from tandem.cli.start import Prepared
 from tandem.engines.launch import hidden, without_secrets
-from tandem.engines.plan import Share
+from tandem.engines.planning.shares import Share
 from tandem.engines.supervisor import in_turn
 
 _GIB = 2**30

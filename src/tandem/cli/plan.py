@@ -13,6 +13,7 @@ def plan(
     generation: options.Generation = None,
     host: options.Host = None,
     port: options.Port = None,
+    insecure: options.Insecure = None,
     run_dir: options.RunDir = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -23,7 +24,7 @@ def plan(
 
     flags = {
         "engines": {"embedding": {"model": embedding}, "generation": {"model": generation}},
-        "router": {"host": host, "port": port},
+        "router": {"host": host, "port": port, "insecure": insecure},
         "run_dir": run_dir,
     }
     models = start.Models.DEMO if demo else start.Models.CONFIGURED

@@ -15,11 +15,12 @@ import httpx2
 import typer
 from rich.console import Console
 
-from tandem import demo, service, settings
+from tandem import demo, settings
 from tandem.cli import detached, progress
 from tandem.engines import hardware, install, launch, weights
 from tandem.errors import SettingsError
 from tandem.fleet import Fleet, Snapshot
+from tandem.service import lifecycle, plans
 from tandem.settings import Loaded
 
 SERVED_MODEL = "nomic-ai/nomic-embed-code"
@@ -89,8 +90,8 @@ def start(
 
 
 def _again(
-    flags: Mapping[str, Any], wanted: Models, only: Collection[str] | None, running: service.Running
-) -> service.Plan:
+    flags: Mapping[str, Any], wanted: Models, only: Collection[str] | None, running: plans.Running
+) -> plans.Plan:
     """What the same sources ask for by now, for a service that runs."""
     return prepare(flags, wanted, only=only, running=running).plan
 
@@ -103,7 +104,7 @@ class Prepared:
         demo: whether the engines are the demo's, and not those that are set.
     """
 
-    plan: service.Plan
+    plan: plans.Plan
     loaded: Loaded
     machine: hardware.Hardware
     vllm: install.Vllm
@@ -117,7 +118,7 @@ def prepare(
     only: Collection[str] | None = None,
     download: bool = False,
     starting: bool = True,
-    running: service.Running | None = None,
+    running: plans.Running | None = None,
 ) -> Prepared:
     """Settings, vLLM, models and machine, and the plan for them.
 
@@ -146,7 +147,7 @@ def prepare(
             models[name] = found
         else:
             raise weights.missing(engine.model, cache)
-    plan = service.prepare(loaded, machine, vllm, models, cache, starting=starting, running=running)
+    plan = plans.prepare(loaded, machine, vllm, models, cache, starting=starting, running=running)
     return Prepared(plan, loaded, machine, vllm, is_demo)
 
 
@@ -185,7 +186,7 @@ def _agreed(model: str, cache: weights.Cache) -> bool:
     return sys.stdin.isatty() and typer.confirm(f"{model} is not in {cache.hub}. Download it?", default=True)
 
 
-async def _attached(plan: service.Plan, again: service.Again) -> None:
+async def _attached(plan: plans.Plan, again: plans.Again) -> None:
     fleet, console = Fleet(), Console()
     showing = asyncio.create_task(progress.bring_up(fleet.snapshots(), console))
 
@@ -197,14 +198,14 @@ async def _attached(plan: service.Plan, again: service.Again) -> None:
         showing = asyncio.create_task(progress.changes(fleet.snapshots(), console))
 
     try:
-        await service.run(plan, fleet, ready, again)
+        await lifecycle.run(plan, fleet, ready, again)
     finally:
         showing.cancel()
         await asyncio.wait({showing})
     typer.echo("Stopped.")
 
 
-async def _announce(plan: service.Plan, snapshot: Snapshot) -> None:
+async def _announce(plan: plans.Plan, snapshot: Snapshot) -> None:
     """Say where the service is and how to use it, once its own health route says that it is ready."""
     # Whose certificate it is does not matter here: only its health is asked for.
     async with httpx2.AsyncClient(base_url=plan.address, trust_env=False, verify=False) as client:

@@ -25,6 +25,7 @@ def systemd(
     """Print a hardened systemd unit for this service, as it is set here, or install it."""
     from tandem.deploy import systemd as units
 
+    _check(arguments or [])
     service = _service(arguments or [], user=user)
     text = units.unit(service)
     if not install:
@@ -33,6 +34,17 @@ def systemd(
         _install_for_user(text)
     else:
         _install_for_system(text, service)
+
+
+def _check(arguments: Sequence[str]) -> None:
+    """Read them as `tandem up` will: what it does not take is refused here, and not when the service starts."""
+    from tandem.cli.up import up
+    from tandem.errors import SettingsError
+
+    alone = typer.Typer(rich_markup_mode=None)
+    alone.command("up")(up)
+    if typer.main.get_command(alone).make_context("tandem up", list(arguments)).params["detach"]:
+        raise SettingsError("systemd watches the service itself: it must stay attached", "Leave out --detach")
 
 
 def _service(arguments: Sequence[str], *, user: bool) -> "Service":

@@ -12,13 +12,14 @@ from pathlib import Path
 
 from tandem.engines.hardware import Hardware
 from tandem.engines.install import Vllm
-from tandem.engines.plan import Share
+from tandem.engines.planning.shares import Share
 from tandem.engines.weights import Model
 from tandem.errors import SetupError
 from tandem.settings import EngineSettings
 
 OLDEST = (0, 24)
 NEWEST = (0, 33)
+_STARTUP_PLAN = (0, 26)  # the first release that can keep what it measured, and use it at its next start
 
 # Names of what must not be shown. "tokens" is not among them: vLLM counts them in many flags.
 _SECRET = re.compile(r"(keys?|token|secrets?|passw(or)?d|pass|auth|credentials?)$", re.IGNORECASE)
@@ -120,7 +121,7 @@ def launch(
         "--disable-uvicorn-access-log",
         *settings.args,
     ]
-    machine = _cpu_environment(share, vllm) if vllm.build == "cpu" else _card_environment(share)
+    machine = _cpu_environment(share, vllm) if vllm.build == "cpu" else _card_environment(share, vllm)
     return Launch(tuple(argv), {**_environment(tmp), **cache, **machine, **settings.env})
 
 
@@ -214,11 +215,15 @@ def _environment(tmp: Path) -> dict[str, str]:
     }
 
 
-def _card_environment(share: Share) -> dict[str, str]:
+def _card_environment(share: Share, vllm: Vllm) -> dict[str, str]:
+    # vLLM's own start-up plan is kept under a key without the engine's share of the card (CacheConfig.compute_hash
+    # leaves gpu_memory_utilization out): with another share it would apply a size that does not fit. Tandem keeps its
+    # own, and tells the size.
+    planned = {"VLLM_ENABLE_STARTUP_PLAN": "0"} if vllm.version >= _STARTUP_PLAN else {}
     if not share.cards:
-        return {}
+        return planned
     # CUDA numbers cards by speed unless it is told to do as the driver's tools do.
-    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, share.cards))}
+    return planned | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, share.cards))}
 
 
 def _cpu_environment(share: Share, vllm: Vllm) -> dict[str, str]:

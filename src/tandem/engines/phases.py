@@ -51,6 +51,18 @@ _PATTERNS: tuple[tuple[re.Pattern[str], State, _Detail], ...] = (
         State.SIZING,
         lambda m: f"{m[1]} loaded, sizing memory",
     ),
+    (re.compile(r"Dynamo bytecode transform time"), State.SIZING, _fixed("compiling the model")),
+    (
+        re.compile(r"torch\.compile took ([\d.]+) s in total"),
+        State.SIZING,
+        lambda m: f"compiled in {float(m[1]):.0f} s, measuring a step",
+    ),
+    (re.compile(r"profiling/warmup run (?:together )?took"), State.SIZING, _fixed("step measured, sizing memory")),
+    (
+        re.compile(r"Available KV cache memory: ([\d.]+ GiB)"),
+        State.SIZING,
+        lambda m: f"{m[1]} for the KV cache",
+    ),
     (
         re.compile(r"KV cache size: ([\d,]+) tokens"),
         State.WARMING,

@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ _NOT_DOWNLOADED = [
     "*.png",
     "*.jpg",
 ]
+_OLDER = ("*.bin", "*.pt", "*.pth")  # the same weights once more, where they are there as safetensors
 
 
 @dataclass(frozen=True)
@@ -137,20 +139,24 @@ def download(repo_id: str, cache: Cache, say: Callable[[str], None]) -> Model:
         SetupError: no such repository, no access, no network, or too little disk.
     """
     import httpx2
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
+    ignored = list(_NOT_DOWNLOADED)
     try:
-        files = HfApi().model_info(repo_id, files_metadata=True).siblings or []
-        size = sum(file.size or 0 for file in files)
+        files = snapshot_download(repo_id, cache_dir=cache.hub, ignore_patterns=ignored, dry_run=True)
+        if any(file.filename.endswith(".safetensors") for file in files):
+            ignored += _OLDER
+        wanted = [file for file in files if not any(fnmatch(file.filename, pattern) for pattern in ignored)]
+        size = sum(file.file_size or 0 for file in wanted if file.will_download)
         cache.hub.mkdir(parents=True, exist_ok=True)
         if size > (free := shutil.disk_usage(cache.hub).free):
             raise SetupError(
-                f"{repo_id} has {size / 2**30:.1f} GiB, and {cache.hub} has {free / 2**30:.1f} GiB free",
+                f"{repo_id} is {size / 2**30:.1f} GiB to download, and {cache.hub} has {free / 2**30:.1f} GiB free",
                 "Free some, or point HF_HOME at another disk",
             )
         say(f"Downloading {repo_id} ({size / 2**30:.1f} GiB) into {cache.hub}")
-        path = Path(snapshot_download(repo_id, cache_dir=cache.hub, ignore_patterns=_NOT_DOWNLOADED))
+        path = Path(snapshot_download(repo_id, cache_dir=cache.hub, ignore_patterns=ignored))
     except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as exc:  # ValueError: no valid repository id
         first_line = (str(exc).strip() or type(exc).__name__).splitlines()[0]
         raise SetupError(

@@ -24,11 +24,14 @@ from hypothesis import given, settings, strategies
 
 from tandem.engines.footprints import Footprint
 from tandem.engines.hardware import Card, Hardware
-from tandem.engines.plan import Change, Share, Wanted, plan
+from tandem.engines.planning.changes import Change
+from tandem.engines.planning.needs import Wanted
+from tandem.engines.planning.plan import plan
+from tandem.engines.planning.shares import Share
 from tandem.errors import DoesNotFit
 from tandem.settings import EngineSettings
 
-from .models import minilm, recorded
+from ..models import minilm, recorded
 
 MIB = 2**20
 GIB = 2**30
@@ -510,6 +513,13 @@ def test_a_context_that_its_cache_cannot_hold_is_refused_on_a_cpu() -> None:
         "engines.generation.memory = 5GiB",
         "engines.generation.memory unset",
     ]
+
+
+def test_a_cache_that_was_asked_for_is_named_as_that() -> None:
+    """And not as what its context needs."""
+    engines = {"generation": wanted("Qwen3-0.6B", memory="200GiB")}
+    with pytest.raises(DoesNotFit, match=r"KV cache as memory = 200GiB asks 200\.0 GiB\): more than the 23\.5 GiB"):
+        plan(engines, cpu(2, 24))
 
 
 def test_what_processes_really_held_is_used_on_a_cpu() -> None:
