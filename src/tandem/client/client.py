@@ -354,7 +354,7 @@ def _watched(batch: Batch, call: Call) -> Iterator[Callable[[Rows, Answer], None
 
     def came(rows: Rows, answer: Answer) -> None:
         rows.put(batch, answer)
-        call.watch.finished(dim=answer.vectors[0].size, tokens=answer.tokens)
+        call.watch.finished(dim=rows.array.shape[1], tokens=answer.tokens)
 
     try:
         yield came

@@ -94,7 +94,10 @@ class InprocessVLLMEmbedder:
     @property
     def dimension(self) -> int:
         """How many dimensions its vectors have; asks the engine for one, the first time."""
-        return self._dimension.size or self._dimension.check(self.submit(["dimension"], None).result().vectors[0].size)
+        if self._dimension.size is None:
+            (vector,) = self.submit(["dimension"], None).result().vectors
+            self._dimension.check(vector.size)
+        return self._dimension.size or 0
 
     def embed_batch(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors of ``texts``: float32, shape (N, dim), C-contiguous; no texts give (0, dim).
