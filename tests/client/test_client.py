@@ -1,12 +1,7 @@
-"""The client against a real service on loopback, which misbehaves when told to."""
+"""What the client asks for, and what it makes of answers, against a real service that misbehaves when told to."""
 
 import asyncio
-import gc
-import itertools
-import queue
 import threading
-import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,7 +12,6 @@ import pytest
 from tandem import (
     AuthenticationError,
     BadRequestError,
-    ClientClosedError,
     ClientConnectionError,
     ClientTimeoutError,
     DecodingError,
@@ -25,32 +19,13 @@ from tandem import (
     ModelNotFoundError,
     RateLimitError,
     ServerError,
-    SettingsError,
-    Step,
     VLLMClient,
     VLLMConfig,
 )
-from tandem.client import batching
 
 from . import service as ways
+from .calls import ALL, ARRAYS, EXPECTED, TEXTS, Connect, embeds
 from .service import DIM, Service, vector
-
-Connect = Callable[..., VLLMClient]
-TEXTS = [f"text {i} " + "x" * (i * 37 % 101) for i in range(50)]
-EXPECTED = np.array([vector(text) for text in TEXTS])
-
-
-def embeds(client: VLLMClient, how: str, texts: Any) -> Any:
-    """One of the ways to embed, with its name as the interface has it."""
-    if how == "embed_iter":
-        return np.array(list(client.embed_iter(texts, batch_size=7)))
-    size = {"batch_size": 7} if "chunks" in how else {}
-    result = getattr(client, how)(texts, **size)
-    return asyncio.run(result) if how.endswith("_async") else result
-
-
-ALL = ["embed_batch", "embed_chunks", "embed_iter", "embed_batch_async", "embed_chunks_async"]
-ARRAYS = [how for how in ALL if how != "embed_iter"]
 
 
 @pytest.mark.parametrize("how", ALL)
@@ -188,16 +163,6 @@ def test_a_refusal_names_the_callers_own_text(how: str, service: Service, connec
     assert (refused.value.index, refused.value.param, refused.value.status) == (31, "input[31]", 400)
 
 
-def test_a_stream_names_it_too(service: Service, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond its first window."""
-    monkeypatch.setattr("tandem.client.client.WINDOW", 2)
-    service.ways = [ways.well] * 5
-    service.always = ways.error(400, "input[0] is bad")
-    with pytest.raises(BadRequestError) as refused:
-        list(connect(max_concurrent_requests=1).embed_iter([f"{i}" for i in range(9)], batch_size=1))
-    assert refused.value.index == 5
-
-
 @pytest.mark.parametrize(
     ("way", "kind"),
     [
@@ -276,195 +241,3 @@ def test_the_deadline_is_total(how: str, service: Service, connect: Connect) -> 
             assert len(service.asked) == before + 1
     finally:
         over.set()
-
-
-@pytest.mark.parametrize("how", ["embed_chunks", "embed_chunks_async", "embed_iter"])
-def test_an_error_ends_all_that_is_in_flight(how: str, service: Service, connect: Connect) -> None:
-    """The first error of many batches is raised without waiting for the others, and no further ones are sent."""
-    over = threading.Event()
-
-    def hang(handler: ways.Handler, asked: dict[str, Any]) -> None:
-        over.wait(20)
-        ways.well(handler, asked)
-
-    service.always = hang
-    service.ways = [ways.error(400, "bad")]
-    steps: queue.SimpleQueue[Step] = queue.SimpleQueue()
-    with pytest.raises(BadRequestError, match="bad"):
-        embeds(connect(steps.put, max_concurrent_requests=3), how, TEXTS)
-    over.set()
-    in_flight = {steps.get(timeout=10).batch}
-    while in_flight:
-        in_flight ^= {steps.get(timeout=10).batch}  # in with its start, out with its end
-    assert len(service.asked) <= 3
-
-
-@pytest.mark.parametrize("how", ["embed_chunks", "embed_chunks_async", "embed_iter"])
-def test_batches_are_in_flight_together(how: str, service: Service, connect: Connect) -> None:
-    """As many as are allowed: each waits here until all the others have come."""
-    together = threading.Barrier(3)
-
-    def meet(handler: ways.Handler, asked: dict[str, Any]) -> None:
-        together.wait(20)
-        ways.well(handler, asked)
-
-    service.always = meet
-    found = embeds(connect(max_concurrent_requests=3), how, TEXTS[:42])  # 6 batches of 7
-    assert np.array_equal(found, EXPECTED[:42])
-
-
-def test_a_stream_is_bounded_and_in_order(service: Service, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes an endless source, reads at most three windows ahead, and keeps no window for one vector."""
-    monkeypatch.setattr("tandem.client.client.WINDOW", 4)
-    read: list[int] = []
-
-    def source() -> Iterator[str]:
-        for i in itertools.count():
-            read.append(i)
-            yield f"text {i}"
-
-    stream = connect().embed_iter(source(), batch_size=5)
-    for i, found in enumerate(itertools.islice(stream, 200)):
-        assert np.array_equal(found, vector(f"text {i}"))
-        assert found.base is None
-        assert len(read) <= i + 3 * 4 * 5
-    stream.close()  # type: ignore[attr-defined]
-
-
-def test_a_source_that_fails_fails_the_stream(connect: Connect) -> None:
-    """With its own error."""
-
-    def source() -> Iterator[str]:
-        yield "a"
-        raise OSError("the disk is gone")
-
-    with pytest.raises(OSError, match="the disk is gone"):
-        list(connect().embed_iter(source()))
-
-
-@pytest.mark.parametrize("size", [0, -1, True, 2.0, "8"])
-def test_a_batch_size_must_be_one(size: Any, connect: Connect) -> None:
-    """In every way to embed that takes it."""
-    client = connect()
-    with pytest.raises(SettingsError, match="batch_size"):
-        client.embed_chunks(["a"], batch_size=size)
-    with pytest.raises(SettingsError, match="batch_size"):
-        client.embed_iter(["a"], batch_size=size)
-    with pytest.raises(SettingsError, match="batch_size"):
-        asyncio.run(client.embed_chunks_async(["a"], batch_size=size))
-
-
-def test_many_threads_share_a_client(connect: Connect) -> None:
-    """Each gets its own texts' vectors."""
-    client = connect()
-    with ThreadPoolExecutor(8) as threads:
-        assert np.array_equal(list(threads.map(client.embed_single, TEXTS)), EXPECTED)
-
-
-def test_one_client_serves_one_loop_after_the_other(connect: Connect) -> None:
-    """Connections close with the loop that opened them: nothing is left for the garbage collector to complain of."""
-    client = connect()
-
-    async def some() -> Any:
-        return await asyncio.gather(*(client.embed_single_async(text) for text in TEXTS[:10]))
-
-    for _ in range(3):
-        assert np.array_equal(asyncio.run(some()), EXPECTED[:10])
-        gc.collect()
-    assert np.array_equal(client.embed_batch(TEXTS[:10]), EXPECTED[:10])
-
-
-async def test_within_a_loop(connect: Connect) -> None:
-    """An async client is opened and closed in the loop it is used in."""
-    async with connect() as client:
-        assert np.array_equal(await client.embed_chunks_async(TEXTS, 7), EXPECTED)
-    with pytest.raises(ClientClosedError):
-        await client.embed_batch_async(["a"])
-
-
-async def test_a_cancelled_call_leaves_nothing(service: Service, connect: Connect) -> None:
-    """Its requests are broken off, and the client goes on."""
-    come, over = threading.Event(), threading.Event()
-
-    def hang(handler: ways.Handler, asked: dict[str, Any]) -> None:
-        come.set()
-        over.wait(20)
-
-    service.always = hang
-    async with connect() as client:
-        task = asyncio.create_task(client.embed_chunks_async(TEXTS, 7))
-        await asyncio.to_thread(come.wait, 20)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        over.set()
-        service.always = ways.well
-        assert np.array_equal(await client.embed_single_async("a"), vector("a"))
-
-
-def test_a_closed_client_says_so(service: Service, connect: Connect) -> None:
-    """Closing twice is no error; asking afterwards is, in every way, and for no texts, too."""
-    client = connect()
-    with client:
-        client.embed_batch(["a"])
-    client.close()
-    asyncio.run(client.aclose())
-    for how in ALL:
-        for texts in (["a"], []):
-            with pytest.raises(ClientClosedError, match="closed"):
-                embeds(client, how, texts)
-    assert len(service.asked) == 1
-
-
-def test_closing_ends_pauses(service: Service, connect: Connect) -> None:
-    """A call that waits to be sent again ends when another thread closes the client."""
-    retried = threading.Event()
-    service.always = ways.error(503, "busy", headers={"retry-after": "15"})
-    client = connect(on_step=lambda step: step.name == "retried" and retried.set())
-    with ThreadPoolExecutor(1) as threads:
-        call = threads.submit(client.embed_batch, ["a"])
-        assert retried.wait(10)
-        began = time.monotonic()
-        client.close()
-        with pytest.raises(ClientClosedError):
-            call.result(10)
-        assert time.monotonic() - began < 10  # and not the 15 s that were asked for
-
-
-def test_a_unix_socket_is_an_address(unix_service: Service) -> None:
-    """For threads and tasks alike."""
-    with VLLMClient(VLLMConfig(base_url=unix_service.url, model="m")) as client:
-        for how in ALL:
-            assert np.array_equal(embeds(client, how, TEXTS), EXPECTED)
-    assert unix_service.asked[0][0] == "/v1/embeddings"
-
-
-def test_the_environment_makes_a_client(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With arguments that win over it."""
-    monkeypatch.setenv("VLLM_URL", service.url)
-    monkeypatch.setenv("VLLM_MODEL", "other")
-    with VLLMClient.from_env(model="m") as client:
-        assert client.embed_single("a").shape == (DIM,)
-        assert client.dimension == DIM
-    assert service.asked[0][2]["model"] == "m"
-
-
-def test_transports_are_arguments(service: Service) -> None:
-    """Whoever brings one is asked, through the layer that sends again."""
-    sent: list[list[str]] = []
-
-    class Mine:
-        def send(self, request: Any, call: Any) -> batching.Answer:
-            assert call.remaining() > 0
-            sent.append(list(request.input))
-            if len(sent) == 1:
-                raise ServerError("busy", again=True)
-            return batching.Answer([vector(text) for text in request.input])
-
-        def close(self) -> None:
-            sent.append(["closed"])
-
-    with VLLMClient(VLLMConfig(base_url=service.url, model="m"), transport=Mine()) as client:
-        assert np.array_equal(client.embed_batch(["a"]), [vector("a")])
-    assert sent == [["a"], ["a"], ["closed"]]
-    assert service.asked == []

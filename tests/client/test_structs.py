@@ -24,8 +24,9 @@ def body(*items: tuple[int, Any], **more: Any) -> bytes:
 def test_vectors_come_in_the_order_of_the_texts(written: list[Any], order: tuple[int, int]) -> None:
     """In whatever order and form a server writes them."""
     answer = decoded(body(*((i, written[i]) for i in order), usage={"prompt_tokens": 5, "total_tokens": 7}), 2)
-    assert np.array_equal(np.array(answer.vectors), VECTORS)
-    assert all(vector.dtype == np.float32 for vector in answer.vectors)
+    vectors = list(answer.vectors)
+    assert np.array_equal(np.array(vectors), VECTORS)
+    assert all(vector.dtype == np.float32 for vector in vectors)
     assert answer.tokens == 7
 
 
@@ -34,7 +35,7 @@ def test_escaped_slashes_are_base64_too() -> None:
     packed = base64.b64encode(b"\xff" * 8).decode()
     assert "/" in packed
     answer = decoded(body((0, packed)).replace(b"/", b"\\/"), 1)
-    assert answer.vectors[0].tobytes() == b"\xff" * 8
+    assert [vector.tobytes() for vector in answer.vectors] == [b"\xff" * 8]
 
 
 @pytest.mark.parametrize(
@@ -48,15 +49,27 @@ def test_escaped_slashes_are_base64_too() -> None:
         (body((0, PACKED[0]), (1, "ÿÿÿÿ")), "index 1 is no base64"),
         (body((0, PACKED[0]), (1, PACKED[1][:-5])), "index 1 is no base64"),
         (body((0, PACKED[0]), (1, "AAAAAAA=")), "index 1 is no base64"),  # 5 bytes
-        (body((0, PACKED[0]), (1, None)), "no list of vectors"),
-        (body((0, PACKED[0]), (1, ["a"])), "no list of vectors"),
+        (body((0, PACKED[0]), (1, None)), "index 1 is no base64"),
+        (body((0, PACKED[0]), (1, ["a"])), "index 1 is no base64"),
         (b"<html>", "no list of vectors"),
         (b"", "no list of vectors"),
         (b"{}", "no list of vectors"),
         (b'{"data": [\xff]}', "no list of vectors"),
+        (b'{"data": ' + b"[" * 100_000, "no list of vectors"),
+        (b'{"data": [{"index": 0, "embedding": ' + b"[" * 100_000, "no list of vectors"),
+        (
+            body((0, PACKED[0])).replace(b"]", b', {"index": 1, "embedding": "\xff\xff\xff\xff"}]'),
+            "index 1 is no base64",
+        ),
     ],
 )
 def test_anything_else_is_refused(wrong: bytes, said: str) -> None:
     """A vector too many, too few, twice, or unreadable is an error, never a guess."""
     with pytest.raises(DecodingError, match=said):
-        decoded(wrong, 2)
+        list(decoded(wrong, 2).vectors)
+
+
+def test_a_number_is_no_base64() -> None:
+    """However much a list of one long number looks like it."""
+    answer = decoded(b'{"data": [{"index": 0, "embedding": [1234567890123456]}]}', 1)
+    assert [vector.tolist() for vector in answer.vectors] == [[np.float32(1234567890123456)]]

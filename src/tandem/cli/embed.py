@@ -2,9 +2,13 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from tandem.client.config import VLLMConfig
+    from tandem.client.files import Task
 
 _RETRIES = 20  # an engine that ends is back within a minute; the time-out still bounds how long a request is tried
 
@@ -57,12 +61,8 @@ def embed(
     ] = None,
 ) -> None:
     """Embed the texts of a file. After an interruption, the same command goes on where it stopped."""
-    from rich.console import Console
-
-    from tandem.cli import rows
     from tandem.client.config import VLLMConfig
-    from tandem.client.files import Task, embed_file
-    from tandem.errors import BadRequestError, ClientError, SetupError
+    from tandem.client.files import Task
 
     address, name, weights = _service(base_url, model, port, run_dir)
     given: dict[str, Any] = {
@@ -91,6 +91,17 @@ def embed(
         force=force,
         weights=weights,
     )
+    _run(task, config)
+
+
+def _run(task: "Task", config: "VLLMConfig") -> None:
+    """Do it, and say how it goes and how it ended."""
+    from rich.console import Console
+
+    from tandem.cli import rows
+    from tandem.client.files import embed_file
+    from tandem.errors import BadRequestError, ClientError, SetupError
+
     try:
         with rows.shown(Console(highlight=False)) as watch:
             done = embed_file(task, config, watch)
@@ -102,8 +113,8 @@ def embed(
         raise SetupError(str(exc), mend) from exc
     except ClientError as exc:
         raise SetupError(str(exc), "What is done is kept: the same command goes on from there") from exc
-    passed_over = f"; {done.skipped:,} bad rows are in {skip_bad}" if done.skipped else ""
-    typer.echo(f"{done.rows:,} vectors are in {out}{passed_over}.")
+    passed_over = f"; {done.skipped:,} bad rows are in {task.skip_bad}" if done.skipped else ""
+    typer.echo(f"{done.rows:,} vectors are in {task.out}{passed_over}.")
 
 
 def _service(

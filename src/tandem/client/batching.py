@@ -143,6 +143,8 @@ class Dimension:
             DimensionMismatchError: there was another.
             DecodingError: a vector without values.
         """
+        if found == self.size:
+            return found
         if found == 0:
             raise DecodingError("The answer has a vector without values")
         with self._lock:
@@ -178,19 +180,23 @@ class Rows:
             DimensionMismatchError: a vector is of another size than expected.
             DecodingError: a vector has no values, or some that are no finite numbers.
         """
-        for size in {vector.size for vector in answer.vectors}:
-            self._dimension.check(size)
-        array = self.array
         with np.errstate(all="ignore"):
             for place, vector in zip(batch.places, answer.vectors, strict=True):
+                row = self._row(place, vector.size)
                 square = float(np.dot(vector, vector))
                 # One pass in BLAS finds most vectors to be sound; only those it cannot judge are looked at closely.
                 if not math.isfinite(square) and not np.isfinite(vector).all():
                     raise DecodingError(f"The vector of input[{place}] holds values that are no finite numbers")
                 if self._normalize:
-                    _scaled(vector, square, array[place - self._first])
+                    _scaled(vector, square, row)
                 else:
-                    array[place - self._first] = vector
+                    row[:] = vector
+
+    def _row(self, place: int, size: int) -> Vector:
+        """Where the vector of a text belongs, if it has the right size."""
+        self._dimension.check(size)
+        row: Vector = (self._array if self._array is not None else self.array)[place - self._first]
+        return row
 
     @property
     def array(self) -> NDArray[np.float32]:

@@ -6,18 +6,15 @@ Threads and tasks share all of it but the waiting.
 """
 
 import asyncio
-import contextvars
 import itertools
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from importlib import import_module
-from types import TracebackType
 from typing import Any, Self
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from msgspec import UNSET
@@ -25,6 +22,7 @@ from numpy.typing import NDArray
 
 from tandem.client.batching import WINDOW, Batch, Dimension, Rows, batches, checked, iterable
 from tandem.client.config import Kind, VLLMConfig
+from tandem.client.flight import AsyncFlight, Flight, Window, Windows
 from tandem.client.retry import AsyncRetrying, Retrying
 from tandem.client.structs import Answer, EmbeddingRequest
 from tandem.client.transports import AsyncHttpTransport, AsyncTransport, Call, HttpTransport, Transport
@@ -34,7 +32,6 @@ from tandem.telemetry.timeline import Sink, Watch
 
 _log = logging.getLogger("tandem.client")
 _PROBE = Batch((0,), ("dimension",))
-_HELD = 2  # windows of a stream that wait for vectors; a third is being handed out
 
 
 class VLLMClient:
@@ -69,6 +66,7 @@ class VLLMClient:
         self.config = config or VLLMConfig()
         self._dimension = Dimension(self.config.embedding_dim, "embedding_dim is")
         self._probing = threading.Lock()
+        self._probing_tasks: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
         self._sinks, trace = _sinks(on_step)
         if transport is None or async_transport is None:
             own, async_own = _transports(self.config, trace)
@@ -159,13 +157,13 @@ class VLLMClient:
             return np.empty((0, self._known_dimension()), dtype=np.float32)
         rows = self._rows(len(prepared))
         waiting = batches(prepared, size)
-        with _Flight(self._embed, self.config.max_concurrent_requests) as flight:
-            while True:
-                for batch in itertools.islice(waiting, flight.room):
-                    flight.send(batch, rows)
-                if not flight.sent:
-                    return rows.array
-                flight.land()
+        flight = Flight(self._embed, self.config.max_concurrent_requests)
+        while True:
+            for batch in itertools.islice(waiting, flight.room):
+                flight.send(batch, rows)
+            if not flight.sent:
+                return rows.array
+            flight.land()
 
     def embed_iter(
         self, texts: Iterable[str], batch_size: int | None = None, *, kind: Kind = "document"
@@ -229,20 +227,13 @@ class VLLMClient:
             return np.empty((0, await self._known_dimension_async()), dtype=np.float32)
         rows = self._rows(len(prepared))
         waiting = batches(prepared, size)
-        flight: set[asyncio.Task[None]] = set()
-        try:
+        async with AsyncFlight(self._embed_async, self.config.max_concurrent_requests) as flight:
             while True:
-                for batch in itertools.islice(waiting, self.config.max_concurrent_requests - len(flight)):
-                    flight.add(asyncio.create_task(self._embed_async(batch, rows)))
-                if not flight:
+                for batch in itertools.islice(waiting, flight.room):
+                    flight.send(batch, rows)
+                if not flight.sent:
                     return rows.array
-                done, flight = await asyncio.wait(flight, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
-        finally:
-            for task in flight:
-                task.cancel()
-            await asyncio.gather(*flight, return_exceptions=True)
+                await flight.land()
 
     def close(self) -> None:
         """Close connections, or the engine in this process. Does nothing the second time.
@@ -261,17 +252,13 @@ class VLLMClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     def __repr__(self) -> str:
@@ -296,24 +283,24 @@ class VLLMClient:
         return Rows(count, self._dimension, normalize=self.config.normalize, first=first)
 
     def _stream(self, texts: Iterator[object], size: int, kind: Kind) -> Iterator[NDArray[np.float32]]:
-        with _Flight(self._embed, self.config.max_concurrent_requests) as flight:
-            windows = _Windows(self._windows(texts, size, kind))
-            while True:
-                windows.go_on(flight)
-                for row in windows.whole():
-                    yield row
-                    if flight.landed:  # keep the engine busy while the caller works
-                        flight.land()
-                        windows.go_on(flight)
-                if not flight.sent:
-                    return
-                flight.land()
+        flight = Flight(self._embed, self.config.max_concurrent_requests)
+        windows = Windows(self._windows(texts, size, kind))
+        while True:
+            windows.go_on(flight)
+            for row in windows.whole():
+                yield row
+                if flight.landed:  # keep the engine busy while the caller works
+                    flight.land()
+                    windows.go_on(flight)
+            if not flight.sent:
+                return
+            flight.land()
 
-    def _windows(self, texts: Iterator[object], size: int, kind: Kind) -> "Iterator[_Window]":
+    def _windows(self, texts: Iterator[object], size: int, kind: Kind) -> Iterator[Window]:
         first = number = 0
         while read := self._checked(list(itertools.islice(texts, size * WINDOW)), kind, first):
             cut = list(batches(read, size, first=first, number=number))
-            yield _Window(self._rows(len(read), first), cut)
+            yield Window(self._rows(len(read), first), cut)
             first, number = first + len(read), number + len(cut)
 
     def _request(self, batch: Batch) -> tuple[EmbeddingRequest, Call]:
@@ -344,7 +331,9 @@ class VLLMClient:
 
     async def _known_dimension_async(self) -> int:
         if self._dimension.size is None:
-            await self._embed_async(_PROBE, self._rows(1))
+            async with self._probing_tasks.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+                if self._dimension.size is None:
+                    await self._embed_async(_PROBE, self._rows(1))
         return self._dimension.size or 0
 
 
@@ -354,7 +343,7 @@ def _watched(batch: Batch, call: Call) -> Iterator[Callable[[Rows, Answer], None
 
     def came(rows: Rows, answer: Answer) -> None:
         rows.put(batch, answer)
-        call.watch.finished(dim=answer.vectors[0].size, tokens=answer.tokens)
+        call.watch.finished(dim=rows.array.shape[1], tokens=answer.tokens)
 
     try:
         yield came
@@ -363,85 +352,6 @@ def _watched(batch: Batch, call: Call) -> Iterator[Callable[[Rows, Answer], None
             batch.blames(exc)
         call.watch.failed(exc)
         raise
-
-
-class _Flight:
-    """Batches on their way, each in a thread of its own; leaving it cancels those that have not been sent."""
-
-    def __init__(self, embed: Callable[[Batch, Rows], None], most: int) -> None:
-        self._embed, self._most = embed, most
-        self._threads = ThreadPoolExecutor(most, thread_name_prefix="tandem-embed")
-        self.sent: set[Future[None]] = set()
-
-    @property
-    def room(self) -> int:
-        """How many more may be sent."""
-        return self._most - len(self.sent)
-
-    @property
-    def landed(self) -> bool:
-        """Whether any has come back that :meth:`land` was not called for."""
-        return any(future.done() for future in self.sent)
-
-    def send(self, batch: Batch, rows: Rows) -> Future[None]:
-        """Send ``batch``, within the caller's own context: its span and its timelines."""
-        future = self._threads.submit(contextvars.copy_context().run, self._embed, batch, rows)
-        self.sent.add(future)
-        return future
-
-    def land(self) -> None:
-        """Wait for the next to come back, and raise what it met."""
-        done, self.sent = wait(self.sent, return_when=FIRST_COMPLETED)
-        for future in done:
-            future.result()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        # Not waited for: what is on its way ends by its own deadline, and nobody wants it any more.
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-class _Window:
-    """Some of a stream's texts, cut into batches, and the rows that their vectors go to."""
-
-    def __init__(self, rows: Rows, waiting: Sequence[Batch]) -> None:
-        self.rows = rows
-        self.waiting = deque(waiting)
-        self.sent: list[Future[None]] = []
-
-    @property
-    def whole(self) -> bool:
-        """Whether all of its vectors are there."""
-        return not self.waiting and all(future.done() for future in self.sent)
-
-
-class _Windows:
-    """The windows of a stream that are held at a time, in order."""
-
-    def __init__(self, source: Iterator[_Window]) -> None:
-        self._source = source
-        self._held: deque[_Window] = deque()
-
-    def go_on(self, flight: _Flight) -> None:
-        """Send as much as there is room for; read a further window if those at hand are used up."""
-        while flight.room:
-            window = next((held for held in self._held if held.waiting), None)
-            if window is None:
-                window = next(self._source, None) if len(self._held) < _HELD else None
-                if window is None:
-                    return
-                self._held.append(window)
-            window.sent.append(flight.send(window.waiting.popleft(), window.rows))
-
-    def whole(self) -> Iterator[NDArray[np.float32]]:
-        """The rows of all windows at the front that are whole, one after the other."""
-        while self._held and self._held[0].whole:
-            # A copy of each: a caller who keeps one vector should not keep its whole window.
-            yield from (row.copy() for row in self._held.popleft().rows.array)
 
 
 def _transports(config: VLLMConfig, trace: Callable[[], Mapping[str, str]]) -> tuple[Transport, AsyncTransport]:

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -94,7 +93,10 @@ class InprocessVLLMEmbedder:
     @property
     def dimension(self) -> int:
         """How many dimensions its vectors have; asks the engine for one, the first time."""
-        return self._dimension.size or self._dimension.check(self.submit(["dimension"], None).result().vectors[0].size)
+        if self._dimension.size is None:
+            (vector,) = self.submit(["dimension"], None).result().vectors
+            self._dimension.check(vector.size)
+        return self._dimension.size or 0
 
     def embed_batch(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors of ``texts``: float32, shape (N, dim), C-contiguous; no texts give (0, dim).
@@ -148,9 +150,7 @@ class InprocessVLLMEmbedder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _work(self) -> None:

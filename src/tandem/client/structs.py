@@ -3,7 +3,7 @@
 Source: https://platform.openai.com/docs/api-reference/embeddings
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,18 +66,34 @@ class Answer:
     """What a transport brings.
 
     Attributes:
-        vectors: one for each text of the request, in its order: float32, shape (dim,).
+        vectors: one for each text of the request, in its order: float32, shape (dim,). Taken once: an answer over HTTP
+            decodes each as it is taken, and raises :class:`~tandem.errors.DecodingError` where one is unreadable.
         tokens: how many all texts had together; 0 where nobody counted.
     """
 
-    vectors: Sequence[Vector]
+    vectors: Iterable[Vector]
     tokens: int = 0
 
 
-_decode = msgspec.json.Decoder(EmbeddingResponse).decode
+class _Data(msgspec.Struct):
+    """:class:`EmbeddingData` with its vector where it lies in the body: most of an answer is vectors, and not to copy
+    them saves memory that would have to be asked for, page by page, with every answer."""
+
+    index: int
+    embedding: msgspec.Raw
 
 
-def decoded(body: bytes, count: int) -> Answer:
+class _Response(msgspec.Struct):
+    data: list[_Data]
+    usage: EmbeddingUsage | None = None
+
+
+_QUOTE = ord('"')
+_decode = msgspec.json.Decoder(_Response).decode
+_decode_vector = msgspec.json.Decoder(str | list[float]).decode
+
+
+def decoded(body: bytes | bytearray, count: int) -> Answer:
     """The vectors of a server's answer, in the order of the request.
 
     Args:
@@ -89,27 +105,43 @@ def decoded(body: bytes, count: int) -> Answer:
     """
     try:
         response = _decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise DecodingError(f"The server's answer is no list of vectors: {exc}. It begins {body[:100]!r}") from exc
-    found: dict[int, Vector] = {}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise DecodingError(
+            f"The server's answer is no list of vectors: {exc}. It begins {bytes(body[:100])!r}"
+        ) from exc
+    found: list[msgspec.Raw | None] = [None] * count
     for item in response.data:
         if not 0 <= item.index < count:
             raise DecodingError(f"The server's answer has a vector with index {item.index}; {count} texts were sent")
-        if item.index in found:
+        if found[item.index] is not None:
             raise DecodingError(f"The server's answer has two vectors with index {item.index}")
-        found[item.index] = _vector(item)
-    if len(found) < count:
-        missing = next(index for index in range(count) if index not in found)
-        raise DecodingError(f"The server's answer has {len(found)} vectors for {count} texts: no index {missing}")
-    return Answer([found[index] for index in range(count)], response.usage.total_tokens if response.usage else 0)
+        found[item.index] = item.embedding
+    whole = [written for written in found if written is not None]
+    if len(whole) < count:
+        raise DecodingError(
+            f"The server's answer has {len(whole)} vectors for {count} texts: no index {found.index(None)}"
+        )
+    vectors = (_vector(written, index) for index, written in enumerate(whole))
+    return Answer(vectors, response.usage.total_tokens if response.usage else 0)
 
 
-def _vector(item: EmbeddingData) -> Vector:
-    if isinstance(item.embedding, list):
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
-            return np.array(item.embedding, dtype=np.float32)
+def _vector(written: msgspec.Raw, index: int) -> Vector:
+    raw = memoryview(written)
     try:
-        # `validate` is the fast way, too: without it, pybase64 first looks for characters to leave out.
-        return np.frombuffer(pybase64.b64decode(item.embedding, validate=True), dtype="<f4")
-    except ValueError as exc:
-        raise DecodingError(f"The vector with index {item.index} is no base64 of float32 values: {exc}") from exc
+        if raw[0] == _QUOTE:
+            return _unpacked(raw[1:-1])
+    except ValueError:
+        pass  # JSON may write a slash as two characters: that, and what is no base64, is told apart below
+    try:
+        found = _decode_vector(written)
+        if isinstance(found, str):
+            return _unpacked(found)
+    except (msgspec.DecodeError, ValueError) as exc:
+        raise DecodingError(f"The vector with index {index} is no base64 of float32 values: {exc}") from exc
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+        return np.array(found, dtype=np.float32)
+
+
+def _unpacked(base64: str | memoryview) -> Vector:
+    # `validate` is the fast way, too: without it, pybase64 first looks for characters to leave out.
+    return np.frombuffer(pybase64.b64decode(base64, validate=True), dtype="<f4")

@@ -95,19 +95,19 @@ class HttpTransport:
 
     def send(self, request: EmbeddingRequest, call: Call) -> Answer:
         """Post it, and decode what comes back."""
-        parts: list[bytes] = []
+        body = bytearray()
         with _translated(self._wire.address, call):
             sent = self._wire.request(request, call)
             response = self._pool.handle_request(sent)
             try:
                 _body_follows(sent, call)
                 for part in cast("httpx2.SyncByteStream", response.stream):
-                    parts.append(part)
+                    body += part
                     if call.remaining() <= 0:
                         raise TimeoutError("the deadline passed while the answer came")
             finally:
                 response.close()
-        return self._wire.answer(request, response, b"".join(parts))
+        return self._wire.answer(request, response, body)
 
     def close(self) -> None:
         """Close all connections."""
@@ -129,13 +129,14 @@ class AsyncHttpTransport:
 
     async def send(self, request: EmbeddingRequest, call: Call) -> Answer:
         """Post it, and decode what comes back."""
+        body = bytearray()
         with _translated(self._wire.address, call):
             async with asyncio.timeout(max(call.remaining(), 0)):
                 pool = await self._pool()
                 response = await pool.handle_async_request(self._wire.request(request, call))
                 try:
-                    stream = cast("httpx2.AsyncByteStream", response.stream)
-                    body = b"".join([part async for part in stream])
+                    async for part in cast("httpx2.AsyncByteStream", response.stream):
+                        body += part
                 finally:
                     await response.aclose()
         return self._wire.answer(request, response, body)
@@ -196,7 +197,7 @@ class _Wire:
             extensions={"timeout": timeout},
         )
 
-    def answer(self, request: EmbeddingRequest, response: httpx2.Response, body: bytes) -> Answer:
+    def answer(self, request: EmbeddingRequest, response: httpx2.Response, body: bytes | bytearray) -> Answer:
         if response.status_code == 200:
             return decoded(body, len(request.input))
         raise refusal(response.status_code, response.headers, body, self.address)
@@ -307,7 +308,7 @@ class _Refusal(msgspec.Struct):
         return _Detail(message=self.error or self.message or bytes(self.detail).decode().strip('"'))
 
 
-def refusal(status: int, headers: Mapping[str, str], body: bytes, address: str) -> ClientError:
+def refusal(status: int, headers: Mapping[str, str], body: bytes | bytearray, address: str) -> ClientError:
     """The error that an HTTP answer other than 200 stands for. Pure.
 
     Args:
@@ -316,7 +317,7 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, address: str) 
     """
     try:
         detail = msgspec.json.decode(body, type=_Refusal).read()
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         detail = _Detail(message=body[:200].decode(errors="replace").strip())
     code = detail.code if isinstance(detail.code, str) else None
     said = detail.message or "the answer says no more"

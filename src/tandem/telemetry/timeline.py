@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Literal, Self
 
 _log = logging.getLogger("tandem.client")
@@ -86,9 +85,7 @@ class Timeline:
         self._token = _scopes.set((*_scopes.get(), self))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._token is not None:
             _scopes.reset(self._token)
             self._token = None
