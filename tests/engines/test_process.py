@@ -52,6 +52,36 @@ async def test_an_orderly_stop_lets_the_server_finish(make_spec: MakeSpec) -> No
     assert not shared.exists()
 
 
+async def test_what_starts_just_before_the_end_leaves_nothing(make_spec: MakeSpec) -> None:
+    """A process that the keeper has not met in its rounds, and that dies with the server, before anybody can ask it."""
+    late = """
+        import os, subprocess, sys, time
+        from pathlib import Path
+
+        time.sleep(0.7)  # the keeper has been round, and comes again two seconds later
+        dies_too = "import ctypes, signal, time; ctypes.CDLL(None).prctl(1, signal.SIGKILL); print(flush=True)"
+        child = subprocess.Popen([sys.executable, "-c", dies_too + "; time.sleep(60)"], stdout=subprocess.PIPE)
+        child.stdout.readline()
+        Path(f"/dev/shm/__KMP_REGISTERED_LIB_{child.pid}_{os.getuid()}").touch()
+        print("late", child.pid, flush=True)
+        time.sleep(60)
+    """
+    spec = make_spec()
+    spec.tmp.mkdir(parents=True, exist_ok=True)
+    told: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    process = await EngineProcess.start(
+        [sys.executable, "-c", textwrap.dedent(late)],
+        environment(spec.inherited, {"TMPDIR": str(spec.tmp)}),
+        log=spec.log,
+        rotation=spec.rotation,
+        on_line=lambda line: told.set_result(line) if line.startswith("late") else None,
+    )
+    pid = int((await asyncio.wait_for(told, 10)).split()[1])
+    assert await process.stop(grace=10) == 128 + signal.SIGTERM
+    assert await gone(pid)
+    assert not list(Path("/dev/shm").glob(f"__KMP_REGISTERED_LIB_{pid}_*"))
+
+
 async def test_a_server_that_does_not_stop_is_killed(make_spec: MakeSpec) -> None:
     process, pids, shared = await started(make_spec("embedding", "--slow-stop", "60"), "listening")
     assert await process.stop(grace=0.2) == 128 + signal.SIGKILL

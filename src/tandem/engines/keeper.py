@@ -44,27 +44,38 @@ def main() -> int:
         # Should the keeper itself be killed, the server at least goes with it.
         preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0),
     )
-    signal.signal(signal.SIGTERM, lambda *_: server.send_signal(signal.SIGTERM))
+    shared_memory = left_by(server.pid)
+
+    def end(*_: object) -> None:
+        # Now: what the server started a moment ago may die with it before anybody looks again.
+        _look(shared_memory)
+        server.send_signal(signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pidfd = os.pidfd_open(server.pid)
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     poll.register(sys.stdin.fileno(), select.POLLIN)
-    shared_memory = left_by(server.pid)
     _note(shared_memory)
     for seconds in itertools.chain((0.1, 0.4, 2), itertools.repeat(5)):
         # A process that is already dead cannot be asked what it had mapped, so they are asked while they live.
         if poll.poll(seconds * 1000):  # goes on after a signal (PEP 475)
             break
-        noted = set(shared_memory)
-        for pid in descendants(os.getpid()):
-            shared_memory |= left_by(pid)
-        if shared_memory != noted:
-            _note(shared_memory)
+        _look(shared_memory)
     _kill_descendants(server, shared_memory)
     put_away(shared_memory)
     code = server.wait()
     return 128 - code if code < 0 else code
+
+
+def _look(shared_memory: set[Path]) -> None:
+    """Add what each process of the engine would leave, were it killed now, and write it down where that is news."""
+    known = len(shared_memory)
+    for pid in descendants(os.getpid()):
+        shared_memory |= left_by(pid)
+    if len(shared_memory) > known:
+        _note(shared_memory)
 
 
 def _kill_descendants(server: subprocess.Popen[bytes], shared_memory: set[Path]) -> None:
