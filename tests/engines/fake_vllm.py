@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--refuse", action="store_true")
     parser.add_argument("--one-session", action="store_true")
     parser.add_argument("--slow-start", type=float, default=0)
+    parser.add_argument("--deaf-start", action="store_true")  # while it loads, it does not end when it is told to
     parser.add_argument("--die-after", type=float)
     parser.add_argument("--map")
     parser.add_argument("--slow-stop", type=float, default=0)
@@ -108,6 +109,8 @@ def main() -> None:
         def log_message(self, *_: object) -> None:
             pass
 
+    if asked.deaf_start:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.sleep(asked.slow_start)
     if asked.die_after is not None:
         threading.Timer(asked.die_after, os.kill, (os.getpid(), signal.SIGKILL)).start()

@@ -82,6 +82,20 @@ async def test_health_alone_is_not_readiness(make_spec: MakeSpec) -> None:
     assert engine.reason.startswith('it answered its first request with 500: {"error": "broken"}')
 
 
+async def test_a_start_is_broken_off_at_once(make_spec: MakeSpec) -> None:
+    """Also of an engine that does not heed it: it has no requests to finish, whatever time those would get."""
+    fleet = Fleet()
+    spec = replace(make_spec("embedding", "--deaf-start", "--slow-start", "600"), drain_timeout=600)
+    runner = EngineRunner(spec, fleet)
+    running = asyncio.create_task(runner.run())
+    loading = await reached(fleet, lambda e: e.state is State.LOADING)
+    runner.stop()
+    await asyncio.wait_for(running, 10)
+    assert loading.pid is not None
+    assert await gone(loading.pid)
+    assert fleet.now.engines[0].state is State.STOPPED
+
+
 async def test_a_start_that_stands_still_is_stalled_and_then_ended(
     make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:

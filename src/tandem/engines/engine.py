@@ -38,6 +38,8 @@ _LAST_WORDS = 5.0
 _LAST_LINES = 300
 # Beyond its own time for requests in flight, what vLLM needs to put away.
 _PUT_AWAY = 10.0
+# Nothing is lost with one that is not ready yet; while it loads, vLLM was seen not to heed SIGTERM.
+_BREAK_OFF = 2.0
 # Beyond that time, too, how long an engine that listens no more may take to end: vLLM that was told to end by somebody
 # else was seen to hang there, and with it the requests that it had.
 _DEAF = 5.0
@@ -223,8 +225,9 @@ class EngineRunner:
                 watching.cancel()  # its health stays good while it drains
                 if not stopping.done():
                     await self._drain(stopping)
-                self._write(State.DRAINING, detail="finishing requests", reason=self._leaving())
-                await process.stop(self._spec.drain_timeout + _PUT_AWAY)
+                detail = "finishing requests" if self._ready_at else "breaking off its start"
+                self._write(State.DRAINING, detail=detail, reason=self._leaving())
+                await process.stop(self._spec.drain_timeout + _PUT_AWAY if self._ready_at else _BREAK_OFF)
             return self._ready_at
         finally:
             for task in (watching, stopping, renewing):
