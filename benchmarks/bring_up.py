@@ -98,7 +98,8 @@ def _without_router(url: str, service: subprocess.Popen[bytes]) -> float:
 
 
 def start(command: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """``command`` in a session of its own, silent."""
+    """``command`` in a session of its own, silent; whoever ends this run, ends it, too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )

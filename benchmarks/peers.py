@@ -86,8 +86,9 @@ def _tuned(upstream: Upstream, port: int, metrics: int) -> list[str]:
 
 
 TANDEM = Gateway("tandem", "vllm-tandem", _tandem)
+DEFAULTS = Gateway("vllm-router, defaults", "vllm-router", _rust)
 PEERS = (
-    Gateway("vllm-router, defaults", "vllm-router", _rust),
+    DEFAULTS,
     Gateway("vllm-router", "vllm-router", _vllm),
     Gateway("sglang-router", "sglang-router", _sglang),
 )

@@ -69,7 +69,7 @@ class Series:
 def main() -> None:
     """Measure all and print the table."""
     quick = machine.arguments(str(__doc__)).quick
-    rounds, seconds = (1, 1.0) if quick else (3, 6.0)
+    rounds, seconds = (1, 1.0) if quick else (3, 5.0)
     cores, versions = machine.cores(), peers.versions()
     asked = 0
     with contextlib.ExitStack() as stack:
