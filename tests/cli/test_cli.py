@@ -15,6 +15,8 @@ from tandem.cli import app
 from tandem.engines import install
 from tandem.engines.install import Vllm
 
+from ..engines.hub import hub
+
 VLLM = Vllm(Path("/env/bin/python"), (0, 32, 0), "cpu")
 
 
@@ -95,6 +97,16 @@ def test_a_model_that_is_not_on_this_machine(tmp_path: Path) -> None:
     assert code == 1
     assert f"error: org/name is neither a folder nor in the model cache ({tmp_path}/hf/hub)" in said
     assert all(way in said for way in ("--download", "--demo"))
+
+
+@pytest.mark.parametrize("arguments", [("up", "--embedding", "org/name"), ("serve", "org/name")])
+def test_who_is_offline_asks_no_hub(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even one that is there and has the model."""
+    with hub("org/name", {"config.json": b"{}"}) as (address, asked):
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        code, said = run(*arguments, "--offline")
+        assert (code, asked) == (1, [])
+        assert "error: org/name is neither a folder nor in the model cache" in said
 
 
 def test_a_missing_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
