@@ -1,6 +1,7 @@
 """`tandem logs`, of a service that runs and of one that does not."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,15 @@ def test_the_logs_of_all_in_order(run_dir: RunDir) -> None:
         "embedding | INFO 11-21 09:00:03 [a.py:1] ready\n"
     )
     assert run("--run-dir", str(run_dir.path)) == run("-f", "--run-dir", str(run_dir.path)) == (0, shown)
+
+
+def test_on_a_terminal_each_name_has_its_colour(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    first, second, third = run("--run-dir", str(run_dir.path))[1].splitlines()
+    marks = [re.findall(r"\x1b\[(\d+)m", line.partition("|")[0])[0] for line in (first, second, third)]
+    assert marks[0] == marks[2] != marks[1]
 
 
 def test_one_log_and_its_last_lines(run_dir: RunDir) -> None:
