@@ -100,7 +100,7 @@ async def test_a_stream_between_pipelined_requests(fleet: Fleet, engine: Scripte
     engine.scripts["/v1/completions"] = stream(CHUNK, CHUNK, "[DONE]", pause=0.02)
     async with serving(fleet) as (_, address):
         got = await said(address, post(STREAM) + b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-    events, _, rest = got.partition(b"0\r\n\r\n")
+    events, _, rest = got.partition(b"\r\n0\r\n\r\n")
     assert events.count(b"data: ") == 3
     assert heads(rest)[0][0] == 200
 
