@@ -153,7 +153,7 @@ def _router(engines: Sequence[Container], front: Front) -> dict[str, Any]:
         "networks": ["engines", "callers"],
         # It is there from the first moment, and tells callers how far the engines are.
         "depends_on": {engine.name: {"condition": "service_started"} for engine in engines},
-        "healthcheck": _health(f"http://127.0.0.1:{front.port}/livez", "/opt/tandem/bin/python", start_period="30s"),
+        "healthcheck": _health(f"http://127.0.0.1:{front.port}/livez", "python", start_period="30s"),
         "restart": "unless-stopped",
         "stop_grace_period": f"{front.drain_timeout + 10:.0f}s",
         "user": front.user,
@@ -201,17 +201,17 @@ FROM python:3.13-slim AS build
 ARG TANDEM="vllm-tandem[server]=={version}"
 # What only engines need is left out again.
 RUN --mount=type=bind,target=/context,rw \\
-    python -m venv /opt/tandem \\
-    && /opt/tandem/bin/pip install --no-cache-dir "$TANDEM" \\
-    && /opt/tandem/bin/pip uninstall --yes uv pip
+    python -m venv /tandem \\
+    && /tandem/bin/pip install --no-cache-dir "$TANDEM" \\
+    && /tandem/bin/pip uninstall --yes uv pip
 
 FROM python:3.13-slim
-COPY --from=build /opt/tandem /opt/tandem
-ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
+COPY --from=build /tandem /tandem
+ENV PATH=/tandem/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
 WORKDIR /tmp
 # It writes nothing, and needs no rights: run it with --read-only and --cap-drop=ALL.
 USER {uid}:{uid}
 EXPOSE 8200
-ENTRYPOINT ["/opt/tandem/bin/tandem"]
+ENTRYPOINT ["tandem"]
 CMD ["router", "--help"]
 """
