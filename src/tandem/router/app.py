@@ -1,41 +1,20 @@
-"""Every route and guard of the router, in one place.
+"""What every request passes, in one place: guards, deadlines, telemetry, and the way to its route.
 
-The three hot routes are answered here, before FastAPI's middleware; all others, and the API's documentation for all of
-them, are FastAPI's.
+The three hot routes are answered here, before FastAPI's middleware; all others are FastAPI's.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
-from http import HTTPStatus
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-import msgspec
-from fastapi import FastAPI, Request, Response
-from fastapi.openapi.utils import get_openapi
-from fastapi_offline import FastAPIOffline
-from pydantic import BaseModel
-from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from starlette.datastructures import Headers as StarletteHeaders
-from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from tandem import __version__
 from tandem.errors import ApiError
 from tandem.fleet import Fleet, Snapshot
-from tandem.models.requests import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
-from tandem.models.responses import (
-    ChatCompletion,
-    Completion,
-    EmbeddingResponse,
-    ErrorResponse,
-    Health,
-    Model,
-    ModelList,
-)
-from tandem.router import answers, health, line, wording
+from tandem.router import answers, health, line, routes
 from tandem.router.admission import draining
 from tandem.router.answers import Form
 from tandem.router.context import Contexts
@@ -45,10 +24,10 @@ from tandem.router.exchange import Exchange, Receive, Scope, Send, clock
 from tandem.router.keys import Keys
 from tandem.router.outbox import Outbox
 from tandem.router.relay import CHAT, COMPLETIONS, Relay
-from tandem.router.upstream import UpstreamError, Upstreams
+from tandem.router.upstream import Upstreams
 from tandem.settings import ApiSettings, RouterSettings
 from tandem.telemetry.events import RequestEnded, Sink
-from tandem.telemetry.metrics import Metrics, merged
+from tandem.telemetry.metrics import Metrics
 from tandem.telemetry.tracing import Tracing
 
 Handler = Callable[[Exchange], Awaitable[None]]
@@ -56,8 +35,6 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _log = logging.getLogger("tandem.router")
 _CLIENT_LEFT = 499  # nginx's status for a caller that went away; never sent
-_SCRAPE_TIMEOUT = 2.0
-_LARGEST_SCRAPE = 8 * 2**20
 _LOOK = 0.05  # seconds between two looks at who has waited for too long
 _EXPOSED = (
     *("x-request-id", "openai-processing-ms", "server-timing", "retry-after", "retry-after-ms", "x-should-retry"),
@@ -125,7 +102,8 @@ class Router:
         }
         self.work = dispatch.admission.work
         tasks = [dispatch.follow, *([background] if background else [])]
-        self._rest = _api(fleet, upstreams, dispatch, self._metrics, _lifespan(upstreams, self._sinks, tasks))
+        lifespan = routes.lifespan(upstreams, self._sinks, tasks)
+        self._rest = routes.application(fleet, upstreams, dispatch, self._metrics, lifespan)
         self.timeout = settings.timeout
         self.outbox = Outbox()
         self.hot = {path.encode(): path for path in self._handlers}
@@ -168,7 +146,7 @@ class Router:
             await self._mark_for_browsers(exchange)
         self._keys.admit(exchange)
         if exchange.method != "POST":
-            raise _wrong_method(exchange.method, exchange.path, "POST")
+            raise routes.wrong_method(exchange.method, exchange.path, "POST")
         self._from_a_page(exchange)
         exchange.hurry()
         self._keys.charge(exchange)
@@ -188,7 +166,7 @@ class Router:
             await self._rest(scope, receive, respond)
         except ApiError as exc:
             exchange.error = exc.code or exc.type
-            await _json(exc.body(), exc.status, exc.headers)(scope, receive, respond)
+            await routes.as_json(exc.body(), exc.status, exc.headers)(scope, receive, respond)
         except Exception:  # it has been answered, as all of those
             _log.exception("%s %s %s failed", exchange.id, exchange.method, exchange.path)
         finally:
@@ -311,198 +289,3 @@ def _record(exchange: Exchange, route: str, *, left: bool) -> RequestEnded:
         prompt=exchange.prompt,
         trace=exchange.trace,
     )
-
-
-def _api(
-    fleet: Fleet,
-    upstreams: Upstreams,
-    dispatch: Dispatch,
-    metrics: Metrics,
-    lifespan: Callable[[FastAPI], Any],
-) -> FastAPI:
-    """The routes where speed does not matter."""
-    api = FastAPIOffline(
-        title="Tandem",
-        version=__version__,
-        lifespan=lifespan,
-        redoc_url=None,
-        redirect_slashes=False,
-        exception_handlers={HTTPException: _refuse, ApiError: _refuse_api, Exception: _refuse_bug},
-    )
-
-    @api.get("/", summary="What this is", tags=["service"])
-    async def root() -> dict[str, str]:
-        return {"name": "tandem", "version": __version__, "docs": "/docs"}
-
-    @api.get("/livez", summary="Whether the router runs", tags=["service"])
-    async def livez() -> dict[str, str]:
-        return {"status": "ok"}
-
-    @api.get("/readyz", summary="Whether to send requests here", tags=["service"])
-    async def readyz(request: Request) -> Response:
-        ready = request.state.router.ready(fleet.now)
-        return _json({"status": "ready" if ready else "not ready"}, 200 if ready else 503)
-
-    @api.get("/health", summary="The state of the router and of every engine", tags=["service"])
-    @api.get("/v1/health", include_in_schema=False)
-    async def all_health(request: Request) -> Response:
-        told = request.state.router.told(request.state.exchange)
-        status, body = health.health(fleet.now, reasons=told)
-        return _json(body, status)
-
-    @api.get("/metrics", summary="Prometheus metrics: the router's and each engine's", tags=["service"])
-    async def all_metrics() -> Response:
-        engines = [engine for engine in fleet.now.engines if engine.ready]
-        texts = await asyncio.gather(*(_scrape(upstreams, engine.url) for engine in engines))
-        scraped = {engine.name: text for engine, text in zip(engines, texts, strict=True) if text}
-        theirs = await asyncio.to_thread(merged, scraped)  # long texts, and requests go on meanwhile
-        body = metrics.render(fleet.now, dispatch.admission.loads()) + theirs
-        return Response(body, media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    @api.get("/v1/models", summary="The models that are served", tags=["OpenAI"])
-    async def models() -> Response:
-        listed = {e.model: Model(e.model, e.created) for e in reversed(fleet.now.engines) if e.model}
-        return _json(ModelList(list(reversed(listed.values()))))
-
-    @api.get("/v1/models/{model:path}", summary="One model", tags=["OpenAI"])
-    async def model(model: str) -> Response:
-        engine = fleet.now.find(model)
-        if engine is None:
-            raise wording.model_not_found(model, param="model")
-        return _json(Model(model, engine.created))
-
-    api.openapi = lambda: _document(api)  # type: ignore[method-assign]
-    return api
-
-
-def _lifespan(
-    upstreams: Upstreams, sinks: Sequence[Sink], background: Sequence[Callable[[], Coroutine[Any, Any, None]]]
-) -> Callable[[FastAPI], Any]:
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        running = [asyncio.create_task(each()) for each in background]
-        try:
-            yield
-        finally:
-            for task in running:
-                task.cancel()
-            for outcome in await asyncio.gather(*running, return_exceptions=True):
-                if isinstance(outcome, Exception):
-                    raise outcome
-            upstreams.close()
-            for sink in sinks:
-                await asyncio.to_thread(sink.close)
-
-    return lifespan
-
-
-async def _scrape(upstreams: Upstreams, url: str) -> bytes:
-    """An engine's own metrics; empty if it does not give them in time."""
-    try:
-        async with asyncio.timeout(_SCRAPE_TIMEOUT):
-            answer = await upstreams.to(url).request("GET", "/metrics")
-            try:
-                return await answer.read(_LARGEST_SCRAPE) if answer.status == 200 else b""
-            finally:
-                answer.close()
-    except (TimeoutError, UpstreamError):
-        return b""
-
-
-async def _refuse(request: Request, exc: Exception) -> Response:
-    """FastAPI's own refusals (no such URL, wrong method) in OpenAI's form."""
-    assert isinstance(exc, HTTPException)  # noqa: S101 - it is registered for these
-    path, method = request.url.path, request.method
-    if exc.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        refusal = _wrong_method(method, path, (exc.headers or {}).get("Allow", "GET"))
-    elif path.startswith("/v1/"):
-        refusal = ApiError(404, f"Invalid URL ({method} {path})")
-    else:
-        refusal = ApiError(
-            404,
-            f"Unknown request URL: {method} {path}. Please check the URL for typos, or see the docs at /docs.",
-            code="unknown_url",
-        )
-    return await _refuse_api(request, refusal)
-
-
-async def _refuse_api(_: Request, exc: Exception) -> Response:
-    assert isinstance(exc, ApiError)  # noqa: S101 - it is registered for these
-    return _json(exc.body(), exc.status, exc.headers)
-
-
-async def _refuse_bug(request: Request, _: Exception) -> Response:
-    """The exception itself goes on, and is logged where all are."""
-    return await _refuse_api(request, answers.our_fault())
-
-
-def _wrong_method(method: str, path: str, allowed: str) -> ApiError:
-    return ApiError(
-        405,
-        f"Not allowed to {method} on {path} (HINT: Perhaps you meant to use a different HTTP method?)",
-        code="method_not_supported",
-        headers={"Allow": allowed},
-    )
-
-
-def _json(body: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(body), status, headers, media_type="application/json")
-
-
-def _document(api: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document: FastAPI's routes, and the hot ones from their models."""
-    if api.openapi_schema:
-        return api.openapi_schema
-    document = get_openapi(title=api.title, version=api.version, routes=api.routes)
-    reference = "#/components/schemas/{model}"
-    requests: list[tuple[type[BaseModel], JsonSchemaMode]] = [
-        (EmbeddingRequest, "validation"),
-        (CompletionRequest, "validation"),
-        (ChatCompletionRequest, "validation"),
-    ]
-    _, schemas = models_json_schema([*requests], ref_template=reference)
-    responses = (EmbeddingResponse, Completion, ChatCompletion, ErrorResponse, Model, ModelList, Health)
-    refs, components = msgspec.json.schema_components(responses, ref_template=reference.format(model="{name}"))
-    embedding, completion, chat, error, one_model, all_models, state = refs
-    document.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"] | components)
-    for path, request, answer, streams in (
-        (line.PATH, EmbeddingRequest, embedding, False),
-        (COMPLETIONS.path, CompletionRequest, completion, True),
-        (CHAT.path, ChatCompletionRequest, chat, True),
-    ):
-        content = {"application/json": {"schema": answer}}
-        if streams:
-            content["text/event-stream"] = {"schema": {"type": "string"}}
-        document["paths"][path] = {
-            "post": {
-                "tags": ["OpenAI"],
-                "summary": (request.__doc__ or path).splitlines()[0],
-                "requestBody": {
-                    "required": True,
-                    "content": {"application/json": {"schema": {"$ref": reference.format(model=request.__name__)}}},
-                },
-                "responses": {"200": {"description": "The answer", "content": content}},
-            }
-        }
-    for path, schema in (("/v1/models", all_models), ("/v1/models/{model}", one_model), ("/health", state)):
-        document["paths"][path]["get"]["responses"]["200"] = _described("The answer", schema)
-    document["paths"]["/health"]["get"]["responses"]["503"] = _described("Not every part is healthy", state)
-    status = {"type": "object", "properties": {"status": {"type": "string"}}, "required": ["status"]}
-    document["paths"]["/readyz"]["get"]["responses"]["503"] = _described("Not ready", status)
-    text = {"text/plain": {"schema": {"type": "string"}}}
-    document["paths"]["/metrics"]["get"]["responses"]["200"] = {
-        "description": "Prometheus' text format",
-        "content": text,
-    }
-    for operations in document["paths"].values():
-        for operation in operations.values():
-            operation["responses"].pop("422", None)  # FastAPI's own form of error, which nobody gets
-            operation["responses"].setdefault("default", _described("An error", error))
-    for name in ("HTTPValidationError", "ValidationError"):
-        document["components"]["schemas"].pop(name, None)
-    api.openapi_schema = document
-    return document
-
-
-def _described(description: str, schema: dict[str, Any]) -> dict[str, Any]:
-    return {"description": description, "content": {"application/json": {"schema": schema}}}
