@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from tandem.router import upstream as upstream_module
-from tandem.router.upstream import Upstream, UpstreamError, UpstreamTimeout
+from tandem.router.connection import UpstreamError, UpstreamTimeout
+from tandem.router.upstream import Upstream
 
 from .conftest import ScriptedEngine, answer, reset, stream
 

@@ -10,7 +10,8 @@ import msgspec
 from tandem.fleet import Engine
 from tandem.models.requests import MAX_TOKENS, ChatCompletionRequest, CompletionRequest
 from tandem.router import checks, wording
-from tandem.router.upstream import UpstreamError, Upstreams
+from tandem.router.connection import UpstreamError
+from tandem.router.upstream import Upstreams
 
 _SPECIAL = 8  # special tokens that a tokenizer may add to a text
 _TEMPLATE = 4096  # bytes that a chat template may add to its messages

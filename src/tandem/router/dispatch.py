@@ -16,9 +16,10 @@ from tandem.errors import ApiError, EngineFault
 from tandem.fleet import Engine, Fleet, Kind
 from tandem.router import answers, checks, retry
 from tandem.router.admission import Admission
+from tandem.router.connection import Nonsense, UpstreamError, UpstreamTimeout
 from tandem.router.exchange import Exchange, clock
 from tandem.router.translate import Asked
-from tandem.router.upstream import Answer, Nonsense, UpstreamError, Upstreams, UpstreamTimeout
+from tandem.router.upstream import Answer, Upstreams
 from tandem.settings import RouterSettings
 
 T = TypeVar("T")

@@ -9,7 +9,8 @@ from msgspec import UNSET
 
 from tandem.fleet import Engine, Fleet, Kind, Snapshot, State, now
 from tandem.models.responses import Health, ServiceHealth
-from tandem.router.upstream import Upstream, UpstreamError, Upstreams
+from tandem.router.connection import UpstreamError
+from tandem.router.upstream import Upstream, Upstreams
 
 _INTERVAL = 2.0
 _PATIENCE = 10.0

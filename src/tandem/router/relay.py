@@ -9,11 +9,12 @@ from tandem.models.requests import ChatCompletionRequest, CompletionRequest
 from tandem.models.responses import ChatCompletion, ChatCompletionChunk, Completion, Usage
 from tandem.router import answers, checks, translate
 from tandem.router.answers import Form
+from tandem.router.connection import UpstreamError
 from tandem.router.context import Contexts
 from tandem.router.dispatch import Dispatch, Question
 from tandem.router.exchange import Exchange
 from tandem.router.translate import Asked
-from tandem.router.upstream import Answer, UpstreamError
+from tandem.router.upstream import Answer
 from tandem.settings import RouterSettings
 
 R = TypeVar("R", CompletionRequest, ChatCompletionRequest)

@@ -16,8 +16,9 @@ from tandem.errors import ApiError
 from tandem.fleet import Fleet
 from tandem.models.responses import Model, ModelList
 from tandem.router import answers, document, health, wording
+from tandem.router.connection import UpstreamError
 from tandem.router.dispatch import Dispatch
-from tandem.router.upstream import UpstreamError, Upstreams
+from tandem.router.upstream import Upstreams
 from tandem.telemetry.events import Sink
 from tandem.telemetry.metrics import Metrics, merged
 

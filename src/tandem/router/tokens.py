@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tandem.fleet import Engine
-from tandem.router.upstream import UpstreamError, Upstreams
+from tandem.router.connection import UpstreamError
+from tandem.router.upstream import Upstreams
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
