@@ -4,15 +4,17 @@ import io
 import json
 
 import msgspec
+import pytest
 from rich.console import Console
 
 from tandem import control
 from tandem.cli import table
 from tandem.cli.talk import Status
-from tandem.fleet import Engine, Snapshot, State, Vitals, now
+from tandem.fleet import Engine, Snapshot, State, Vitals
 from tandem.settings import ApiSettings, RouterSettings
 
 GIB = 2**30
+NOW = 1_800_000_000.0
 HELLO = control.Hello(
     7,
     "http://127.0.0.1:8200",
@@ -27,7 +29,7 @@ ENGINES = (
         kind="embedding",
         model="org/emb",
         state=State.READY,
-        since=now() - 7510,
+        since=NOW - 7510,
         pid=10,
         restarts=1,
         error="it was killed (SIGKILL). Look who did that",
@@ -41,6 +43,12 @@ VITALS = {
     "generation": Vitals(engine="generation", memory=GIB, card_memory=20 * GIB, card_use=0.97, cores=1.0),
 }
 STATUS = Status(HELLO, Snapshot(ENGINES), VITALS)
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the other tests take."""
+    monkeypatch.setattr(table, "now", lambda: NOW)
 
 
 def shown(status: Status, *, terminal: bool = False, width: int = 100) -> list[str]:
