@@ -202,7 +202,7 @@ def test_what_only_one_who_left_wanted_is_not_sent() -> None:
     assert asked(batch.items) == ["b"]
     assert queue.next(MOST, BUDGET) is None
     answer(queue, batch)
-    assert (stays.vectors, gone.vectors) == (["B"], ["", "", ""])
+    assert (stays.vectors, gone.vectors) == (["B"], [b"", b"", b""])
     assert empty(queue)
 
 

@@ -34,7 +34,7 @@ class Job:
     """One caller's request.
 
     Attributes:
-        vectors: what has come, by index: base64 of little-endian float32, as the engine wrote it.
+        vectors: what has come, by index: little-endian float32.
         left: how many have not come.
         tokens: of all its inputs, each counted as often as it occurs.
         began: when the first of its inputs was sent; 0 before.
@@ -47,11 +47,11 @@ class Job:
         self.began = 0.0
         self.headers: Mapping[str, str] = {}
         self.items: list[Item] = []
-        self.vectors: list[str] = []
+        self.vectors: list[bytes] = []
         self.left = 0
         self.tokens = 0
 
-    def give(self, index: int, vector: str) -> bool:
+    def give(self, index: int, vector: bytes) -> bool:
         """One vector; whether it was the last that was missing."""
         self.vectors[index] = vector
         self.left -= 1
@@ -112,7 +112,7 @@ class Queue(Generic[K]):
         """A request; ``key`` tells with which others it may share a batch."""
         group = self._groups.setdefault(key, _Group())
         job = Job()
-        job.vectors = [""] * len(inputs)
+        job.vectors = [b""] * len(inputs)
         job.left = len(inputs)
         job.tokens = sum(tokens)
         mine: deque[Item] = deque()

@@ -243,7 +243,7 @@ class Line:
                     if job.give(index, vector) and (future := self._waiting.get(job)) and not future.done():
                         future.set_result(None)
 
-    async def _ask(self, batch: Batch[Key]) -> tuple[list[str], int]:
+    async def _ask(self, batch: Batch[Key]) -> tuple[list[bytes], int]:
         engine = self._engine
         assert engine is not None  # noqa: S101 - somebody has asked
         question: dict[str, object] = {
@@ -256,7 +256,7 @@ class Line:
         first = next((job for item in batch.items for job, _ in item.places), None)
         errand = Errand(PATH, self._settings.timeout, first.headers if first else {})
 
-        async def use(answer: Answer) -> tuple[list[str], int]:
+        async def use(answer: Answer) -> tuple[list[bytes], int]:
             found, counted = vectors.read(await answer.read(), len(batch.items))
             if (wanted := batch.key.dimensions) is not None and vectors.size(found[0]) != wanted:
                 raise answers.nonsense()
