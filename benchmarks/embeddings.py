@@ -1,7 +1,8 @@
 """Embeddings through the router against the same engine asked directly, by the same clients, in turn.
 
 Engines under `tandem serve`: a Qwen3 that costs next to nothing (see tiny_qwen3.py), with 128 and with 3,584
-dimensions, where vLLM's API server is the limit, as on a GPU; and the demo's MiniLM, where the model is. wrk sends one
+dimensions, where vLLM's API server is the limit, as on a GPU; and the demo's MiniLM, where the model is. With many
+dimensions a second time without orjson, which `tandem install` brings and `pip install vllm` does not. wrk sends one
 text a request, never the same twice, on so many connections, straight to the engine and through the router, in rounds
 that take both; everything shares the machine's cores. Then a client that sends 2,048 texts at a time, beside one that
 sends single texts. Usage: ``python benchmarks/embeddings.py [--quick]``; needs wrk (``apt install wrk``).
@@ -78,12 +79,13 @@ def main() -> None:
     vllm = install.find(None)
     rows: list[list[str]] = []
     with machine.neighbours() as others, machine.workspace() as folder:
-        for name, dimensions, cases in (
-            ("Qwen3, 128 dimensions", 128, (FEW, LONG, MANY_CLIENTS, ALONE)),
-            ("Qwen3, 3,584 dimensions", 3584, (FEW, BASE64)),
-            ("MiniLM, 384 dimensions", 0, (FEW, ALONE)),
+        for name, dimensions, orjson, cases in (
+            ("Qwen3, 128 dimensions", 128, True, (FEW, LONG, MANY_CLIENTS, ALONE)),
+            ("Qwen3, 3,584 dimensions", 3584, True, (FEW, BASE64)),
+            ("the same without orjson", 3584, False, (FEW,)),
+            ("MiniLM, 384 dimensions", 0, True, (FEW, ALONE)),
         ):
-            with _serving(vllm, folder, dimensions) as (engine, router):
+            with _serving(vllm, folder, dimensions, orjson=orjson) as (engine, router):
                 rows += [[name, str(case), *_compared(case, engine, router, rounds, seconds, folder)] for case in cases]
                 if dimensions == 128:
                     fairness = _fairness(router, 3.0 if quick else 20.0)
@@ -96,17 +98,19 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def _serving(vllm: install.Vllm, folder: Path, dimensions: int) -> Iterator[tuple[str, str]]:
+def _serving(vllm: install.Vllm, folder: Path, dimensions: int, *, orjson: bool) -> Iterator[tuple[str, str]]:
     """An engine and the router before it, by their addresses; without ``dimensions``, the demo's model."""
     model = str(vllm.demo)
+    environment = os.environ | ({} if orjson else {"TANDEM_CONFIG": str(_without_orjson(folder))})
     if dimensions:
         model = str(folder / f"qwen3-{dimensions}")
         script = Path(__file__).with_name("tiny_qwen3.py")
-        subprocess.run([vllm.python, script, model, str(dimensions)], check=True, capture_output=True)
+        if not Path(model).exists():
+            subprocess.run([vllm.python, script, model, str(dimensions)], check=True, capture_output=True)
     with tempfile.TemporaryDirectory(prefix="tandem-") as run_dir:
         port = free_port()
         flags = ["--port", str(port), "--served-model-name", MODEL, "--run-dir", run_dir]
-        service = start([str(TANDEM), "serve", model, *flags], dict(os.environ))
+        service = start([str(TANDEM), "serve", model, *flags], environment)
         try:
             until_healthy(f"http://127.0.0.1:{port}/health", service)
             said = subprocess.run(
@@ -115,6 +119,14 @@ def _serving(vllm: install.Vllm, folder: Path, dimensions: int) -> Iterator[tupl
             yield json.loads(said.stdout)["engines"][0]["url"], f"http://127.0.0.1:{port}"
         finally:
             end([service])
+
+
+def _without_orjson(folder: Path) -> Path:
+    """A tandem.toml with which the engine does not find orjson; the router does."""
+    (folder / "sitecustomize.py").write_text('import sys\n\nsys.modules["orjson"] = None\n')
+    path = folder / "tandem.toml"
+    path.write_text(f"[engines.embedding]\nenv = {{ PYTHONPATH = {json.dumps(str(folder))} }}\n")
+    return path
 
 
 def _compared(case: Case, engine: str, router: str, rounds: int, seconds: int, folder: Path) -> list[str]:
