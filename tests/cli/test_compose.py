@@ -6,8 +6,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from tandem import demo
+from tandem import demo, settings
 from tandem.cli import app
+from tandem.settings import RouterSettings
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +21,8 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
         (snapshot / name).write_bytes((demo.GENERATION / name).read_bytes())
     (tmp_path / "tandem.toml").write_text(
-        "[router]\nport = 8300\n"
+        "log_format = 'json'\n[router]\nport = 8300\ncors_origins = ['https://ä.example']\nmax_queue = 5\n"
+        "[api]\nstrict = false\n"
         "[engines.embedding]\nmodel = 'org/embed'\nmemory = 0.3\nenv = { HF_TOKEN = 'hidden', MY_TOKEN = 'hidden' }\n"
         f"[engines.generation]\nmodel = '{demo.GENERATION}'\nmemory = 0.5\n"
     )
@@ -49,6 +51,27 @@ def test_the_files_are_written(tmp_path: Path) -> None:
     assert generation["command"][0] == "/models/generation"
     assert "--tokenizer=embedding=/models/embedding/snapshots/abc" in router["command"]
     assert (tmp_path / "out/Dockerfile").read_text().startswith("# Tandem's router")
+
+
+def test_the_router_s_settings_go_with_it(tmp_path: Path) -> None:
+    """All that the Compose file does not say, in the form that they are read in."""
+    assert run("out", "--card-memory", "24GiB")[0] == 0
+    loaded = settings.load(gpu=False, environ={"TANDEM_CONFIG": "router.toml"}, folder=tmp_path / "out").settings
+    assert loaded.router == RouterSettings(cors_origins=("https://ä.example",), max_queue=5)
+    assert (loaded.api.strict, loaded.log_format) == (False, "json")
+    router = yaml.safe_load((tmp_path / "out/compose.yaml").read_text())["services"]["router"]
+    mounted = {each["target"]: each["source"] for each in router["volumes"]}
+    assert mounted[router["environment"]["TANDEM_CONFIG"]] == "./router.toml"
+
+
+def test_tls_is_refused(tmp_path: Path) -> None:
+    """Rather than left out without a word."""
+    config = tmp_path / "tandem.toml"
+    config.write_text(config.read_text().replace("max_queue = 5", "tls_cert = 'c'\ntls_key = 'k'"))
+    code, said = run("out", "--card-memory", "24GiB")
+    assert code == 2
+    assert "end TLS" in said, said
+    assert not (tmp_path / "out").exists()
 
 
 def test_files_that_are_there_are_kept() -> None:

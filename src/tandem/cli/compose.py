@@ -29,7 +29,7 @@ def compose(
     vllm: Annotated[str | None, typer.Option(metavar="VERSION", help="Release of the vLLM image.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
 ) -> None:
-    """Write a Compose file with the router and a container for each engine, and a Dockerfile for the router."""
+    """Write a Compose file with the router and a container for each engine, and what the router is made of."""
     import os
 
     from tandem import __version__, settings
@@ -41,6 +41,7 @@ def compose(
     machine = _with_card(hardware.detect(), card_memory)
     loaded = settings.load(gpu=True)
     found = loaded.settings
+    of_router = _settings(found)
     # Every engine has a container, and so an address, of its own.
     engines = {name: engine.model_copy(update={"port": None}) for name, engine in found.engines.items()}
     cache = weights.Cache.find(found.hf_home, os.environ)
@@ -58,7 +59,11 @@ def compose(
         _front(found),
         image=f"{_IMAGE}:v{release}",
     )
-    written = {folder / "compose.yaml": text, folder / "Dockerfile": files.dockerfile(__version__)}
+    written = {
+        folder / "compose.yaml": text,
+        folder / files.SETTINGS: files.settings(of_router),
+        folder / "Dockerfile": files.dockerfile(__version__),
+    }
     for path in written:
         if path.exists() and not force:
             raise SetupError(f"{path} is there already", "Name another folder, or replace it with --force")
@@ -121,13 +126,6 @@ def _front(found: "Settings") -> "Front":
     from tandem.deploy.compose import Front
 
     router = found.router
-    values = {
-        "TANDEM_LOG_LEVEL": found.log_level,
-        "TANDEM_LOG_FORMAT": found.log_format,
-        "TANDEM_TIMEOUT": str(router.timeout),
-        "TANDEM_DRAIN_TIMEOUT": str(router.drain_timeout),
-        **({"TANDEM_API_KEY": router.api_key} if router.api_key else {}),  # its hash
-    }
     keys = router.api_keys_file.absolute() if router.api_keys_file else None
     # A secret keeps its owner and mode in the container.
     owner = keys.stat() if keys else None
@@ -138,6 +136,20 @@ def _front(found: "Settings") -> "Front":
         keys=keys,
         guarded=router.keys,
         drain_timeout=router.drain_timeout,
-        environment=values,
+        environment={"TANDEM_API_KEY": router.api_key} if router.api_key else {},  # its hash
         **user,
     )
+
+
+def _settings(found: "Settings") -> dict[str, dict[str, object]]:
+    """All that the router heeds and the Compose file does not say."""
+    from tandem.errors import SettingsError
+
+    if found.router.tls_cert:
+        raise SettingsError(
+            "router.tls_cert does not go into a container", "Unset it, and have a proxy in front of the router end TLS"
+        )
+    said = {"host", "port", "insecure", "api_key", "api_keys_file"}
+    top = found.model_dump(mode="json", exclude_defaults=True, include={"log_level", "log_format"})
+    router = found.router.model_dump(mode="json", exclude_defaults=True, exclude=said)
+    return {"": top, "router": router, "api": found.api.model_dump(mode="json", exclude_defaults=True)}

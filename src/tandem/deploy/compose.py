@@ -1,8 +1,10 @@
-"""A Compose file with the router and a container for each engine, and the router's Dockerfile. Pure: text out.
+"""A Compose file with the router and a container for each engine, the router's settings and its Dockerfile. Pure: text
+out.
 
 Sources: https://github.com/compose-spec/compose-spec, https://docs.vllm.ai/en/latest/deployment/docker/.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +15,7 @@ import yaml
 ROUTER = "router"
 PORT = 8000  # of each engine, on the network that only the router shares with it
 UID = 10001
+SETTINGS = "router.toml"  # beside the Compose file
 _MODELS = "/models"
 _STARTING = "30m"  # that an engine may take; what is asked of it meanwhile does not count against its health
 
@@ -55,7 +58,7 @@ class Front:
         keys: the file with callers' keys, if there is one.
         guarded: whether callers need a key; else everyone is let in who reaches ``host``.
         drain_timeout: seconds that requests in flight get when it stops.
-        environment: its further settings.
+        environment: its settings that are secrets.
         user: whom it runs as.
     """
 
@@ -89,6 +92,19 @@ def compose(engines: Sequence[Container], front: Front, *, image: str) -> str:
     }
     body = yaml.safe_dump(document, sort_keys=False, width=120, default_flow_style=False)
     return f"{_HEAD}\n{body}"
+
+
+def settings(tables: Mapping[str, Mapping[str, object]]) -> str:
+    """The tandem.toml that the router reads, by tables; a table "" holds what stands before all others.
+
+    Args:
+        tables: of numbers, texts, truth values and lists of texts, whose JSON is TOML.
+    """
+    lines = ["# The router's settings: those of `[router]` and `[api]` that are not the defaults."]
+    for table, values in tables.items():
+        lines += [f"[{table}]"] * bool(table and values)
+        lines += [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items()]
+    return "\n".join(lines) + "\n"
 
 
 def dockerfile(version: str) -> str:
@@ -141,13 +157,17 @@ def _router(engines: Sequence[Container], front: Front) -> dict[str, Any]:
             *([] if front.guarded else ["--insecure"]),
         ],
         "environment": {
+            "TANDEM_CONFIG": f"/etc/tandem/{SETTINGS}",
             **front.environment,
             **({"TANDEM_API_KEYS_FILE": "/run/secrets/keys"} if front.keys else {}),
         },
         "ports": [f"{front.host}:{front.port}:{front.port}"],
         "volumes": [
-            {"type": "bind", "source": str(engine.mount), "target": f"{_MODELS}/{engine.name}", "read_only": True}
-            for engine in merged
+            {"type": "bind", "source": f"./{SETTINGS}", "target": f"/etc/tandem/{SETTINGS}", "read_only": True},
+            *(
+                {"type": "bind", "source": str(engine.mount), "target": f"{_MODELS}/{engine.name}", "read_only": True}
+                for engine in merged
+            ),
         ],
         **({"secrets": ["keys"]} if front.keys else {}),
         "networks": ["engines", "callers"],
