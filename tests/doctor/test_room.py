@@ -13,8 +13,8 @@ GIB = 2**30
 
 def test_memory_and_disk() -> None:
     """Too little memory slows, too little shared memory or disk stops."""
-    assert room.memory(2, 6 * GIB).level is Level.OK
-    assert room.memory(2, 5 * GIB).level is Level.WARNING
+    assert room.memory(2, 3 * GIB).level is Level.OK
+    assert room.memory(2, 3 * GIB - 1).level is Level.WARNING
     assert room.shared_memory(2, GIB).level is Level.OK
     small = room.shared_memory(2, 64 * 2**20)
     assert (small.level, small.says) == (

@@ -85,7 +85,7 @@ def _service(service: Service) -> list[str]:
         f"TimeoutStopSec={2 * service.drain_timeout + 60:.0f}",
         "# An engine that the kernel kills for want of memory is started again by the service.",
         "OOMPolicy=continue",
-        "# A hint: lower it where other programs need the memory.",
+        "# A limit: lower it where other programs need the memory.",
         "MemoryMax=90%",
         "LimitNOFILE=65536",
         "TasksMax=16384",

@@ -7,11 +7,11 @@ from pathlib import Path
 from tandem.doctor.finding import Finding, fine, problem, warning
 from tandem.engines.hardware import Hardware
 from tandem.engines.install import data_dir
+from tandem.engines.planning.needs import PROCESSES
 from tandem.engines.weights import Cache
 from tandem.rundir import RunDir
 
 _GIB = 2**30
-_AN_ENGINE = 3 * _GIB  # of memory, beside its model: four Python processes with torch
 _SHARED = 200 * 2**20  # bytes an engine takes of /dev/shm; vLLM asks for a ring of 160 MiB
 _LITTLE = 10 * _GIB  # of disk: a model of middling size
 _LEAST = _GIB
@@ -40,9 +40,9 @@ def examine(engines: int, hardware: Hardware, cache: Cache, run_dir: RunDir, *, 
 def memory(engines: int, free: int) -> Finding:
     """Whether ``free`` bytes are enough for so many engines beside their models."""
     says = (
-        f"{free / _GIB:.1f} GiB free; each of {engines} engines takes about {_AN_ENGINE // _GIB} GiB beside its model"
+        f"{free / _GIB:.1f} GiB free; each of {engines} engines takes about {PROCESSES / _GIB:.1f} GiB beside its model"
     )
-    if free < engines * _AN_ENGINE:
+    if free < engines * PROCESSES:
         return warning("memory", says, "End other programs, or serve fewer engines (`tandem serve` runs one)")
     return fine("memory", says)
 

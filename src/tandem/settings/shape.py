@@ -54,8 +54,8 @@ class EngineSettings(Frozen):
         model: repository id, folder, or hub cache folder (``models--org--name``).
         served_model_name: the name callers use; the model's own by default.
         aliases: further names callers may use.
-        port: on loopback; a free one by default.
-        memory: on a GPU the engine's part of the card, without one its KV cache (an amount).
+        port: on loopback; by default 8100 for ``embedding``, 8101 for ``generation``, for others a free one.
+        memory: on a GPU the engine's part of the card, without one its KV cache, an amount or a share of RAM.
         dtype: vLLM's ``--dtype``; by default what the hardware does fast.
         tool_call_parser: vLLM's parser for tool calls; ``auto`` goes by model family, ``none`` switches it off.
         reasoning_parser: vLLM's parser for reasoning; ``auto`` and ``none`` likewise.

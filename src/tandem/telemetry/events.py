@@ -37,8 +37,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     """What one engine has to do, as the router sees it.
 
     Attributes:
-        in_flight: requests that it has.
-        queued: requests that wait for it or for one of its replicas.
+        in_flight: requests that it has; a batch of merged ones is one.
+        queued: requests that wait for a place at it or at one of its replicas; not those that wait to be merged.
         breaker: ``closed``, ``open`` or ``half_open``.
     """
 

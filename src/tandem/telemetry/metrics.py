@@ -64,8 +64,10 @@ class Metrics:
         in_flight.set_function(lambda: self._in_flight)
         self._state = self._gauge("engine_state", "1 for the state an engine is in, 0 for the others.", "state")
         self._restarts = self._gauge("engine_restarts", "How often an engine was restarted.")
-        self._engine_in_flight = self._gauge("engine_in_flight", "Requests that an engine has now.")
-        self._engine_queued = self._gauge("engine_queued", "Requests that wait for an engine now.")
+        self._engine_in_flight = self._gauge(
+            "engine_in_flight", "Requests that an engine has now; merged ones are one."
+        )
+        self._engine_queued = self._gauge("engine_queued", "Requests that wait for a place at an engine now.")
         self._breaker = self._gauge("engine_breaker", "1 for the state its breaker is in, 0 for the others.", "state")
 
     def request_began(self) -> None:

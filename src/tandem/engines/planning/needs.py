@@ -21,8 +21,9 @@ _WORKSPACE_PARALLEL = _GIB
 _GRAPHS_LAYER = 16 * _MIB
 # Of activations: what lives in the widest moment of a layer, and a quarter for what is freed late.
 _LIVE = 1.25
-# API server, EngineCore, worker and resource tracker, with Python, torch and vLLM in each: as vLLM 0.32 was seen to.
-_PROCESSES = 3 * _GIB // 2
+# API server, EngineCore and resource tracker (and several cards' workers), with Python, torch and vLLM in each: as vLLM
+# 0.32 was seen to take.
+PROCESSES = 3 * _GIB // 2
 # The shortest context that an engine is started with where nobody asked for one: less is of no use to anyone.
 USEFUL = 2048
 
@@ -141,7 +142,7 @@ def needed(name: str, wanted: Wanted, hardware: Hardware) -> Need:
         # Logits of each sequence's next token, as float32.
         + (4 * sequences * facts.vocabulary if wanted.settings.kind == "generation" else 0),
         graphs=_GRAPHS_LAYER * facts.layers if hardware.gpu and facts.keeps and not asks.eager else 0,
-        other=_PROCESSES if not hardware.gpu else _WORKSPACE_PARALLEL if parallel > 1 else _WORKSPACE,
+        other=PROCESSES if not hardware.gpu else _WORKSPACE_PARALLEL if parallel > 1 else _WORKSPACE,
     )
     unknown = _unknown(asks, facts)
     need = Need(
