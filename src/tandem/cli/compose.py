@@ -8,8 +8,8 @@ import typer
 
 if TYPE_CHECKING:
     from tandem.deploy.compose import Container, Front
-    from tandem.engines.engine import Spec
     from tandem.engines.hardware import Hardware
+    from tandem.engines.spec import Spec
     from tandem.engines.weights import Cache
     from tandem.settings import Settings
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tandem.engines.engine import Spec
 from tandem.engines.hardware import Hardware, resident
 from tandem.engines.install import Vllm
 from tandem.engines.planning.plan import plan
 from tandem.engines.planning.shares import Share
+from tandem.engines.spec import Spec
 from tandem.engines.weights import Cache, Model
 from tandem.errors import SetupError
 from tandem.logfile import Rotation
