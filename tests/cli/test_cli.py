@@ -1,5 +1,6 @@
 """The command line without engines: what it refuses, and in which words."""
 
+import io
 import os
 import socket
 import subprocess
@@ -11,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from tandem import __version__, rundir
-from tandem.cli import app
-from tandem.engines import install
+from tandem.cli import app, start
+from tandem.engines import install, weights
 from tandem.engines.install import Vllm
 
 from ..engines.hub import hub
@@ -83,8 +84,8 @@ def test_serve_has_every_option_of_the_design() -> None:
     assert all(f"--{option}" in said for option in options.split())
 
 
-def test_a_model_folder_that_does_not_exist() -> None:
-    code, said = run("up", "--embedding", "/no/such/model")
+def test_a_model_folder_that_does_not_exist(tmp_path: Path) -> None:
+    code, said = run("up", "--embedding", "/no/such/model", "--generation", model(tmp_path / "m"))
     assert (code, said.splitlines()[-1]) == (
         1,
         "error: the model folder /no/such/model does not exist. Check the path",
@@ -93,13 +94,55 @@ def test_a_model_folder_that_does_not_exist() -> None:
 
 def test_a_model_that_is_not_on_this_machine(tmp_path: Path) -> None:
     """Without a terminal to ask on, nothing is downloaded; every way out is named."""
-    code, said = run("up", "--embedding", "org/name")
+    code, said = run("up", "--embedding", "org/name", "--generation", model(tmp_path / "m"))
     assert code == 1
     assert f"error: org/name is neither a folder nor in the model cache ({tmp_path}/hf/hub)" in said
     assert all(way in said for way in ("--download", "--demo"))
 
 
-@pytest.mark.parametrize("arguments", [("up", "--embedding", "org/name"), ("serve", "org/name")])
+def test_all_models_that_are_not_on_this_machine_are_named_at_once(tmp_path: Path) -> None:
+    """Whether they are no folders or in no cache; nobody mends one to learn of the next."""
+    code, said = run("up", "--embedding", "org/one", "--generation", "org/two")
+    assert code == 1
+    assert f"error: org/one and org/two are neither folders nor in the model cache ({tmp_path}/hf/hub)" in said
+    code, said = run("up", "--embedding", "/no/such/model", "--generation", "org/two")
+    assert "error: the model folder /no/such/model does not exist; org/two is neither a folder" in said
+
+
+class Terminal(io.StringIO):
+    """Somebody who types."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("agreed", [True, False])
+def test_one_question_is_asked_for_all_models_that_would_be_downloaded(
+    agreed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a terminal; who does not agree is told what is missing, and nothing is fetched."""
+    fetched: list[str] = []
+
+    def download(name: str, cache: weights.Cache, say: object) -> weights.Model:
+        fetched.append(name)
+        return weights.Model(cache.hub / name, name, {})
+
+    monkeypatch.setattr(weights, "download", download)
+    monkeypatch.setattr("sys.stdin", Terminal("y\n" if agreed else "n\n"))
+    found = weights.find_all(["org/one", model(tmp_path / "here"), "org/two"], weights.Cache.find(tmp_path / "hf", {}))
+    after = start._fetched(found, download=False, offline=None)
+    question = f"org/one and org/two are not in {tmp_path}/hf/hub. Download them?"
+    assert capsys.readouterr().out.count(question) == 1
+    assert fetched == (["org/one", "org/two"] if agreed else [])
+    if agreed:
+        assert set(after.all()) == {"org/one", str(tmp_path / "here"), "org/two"}
+    else:
+        assert after == found
+
+
+@pytest.mark.parametrize(
+    "arguments", [("up", "--embedding", "org/name", "--generation", "org/name"), ("serve", "org/name")]
+)
 def test_who_is_offline_asks_no_hub(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even one that is there and has the model."""
     with hub("org/name", {"config.json": b"{}"}) as (address, asked):

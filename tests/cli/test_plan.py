@@ -167,6 +167,15 @@ def test_nothing_is_downloaded_or_asked(tmp_path: Path) -> None:
     assert "org/name is neither a folder nor in the model cache" in said
 
 
+def test_all_models_that_are_not_here_are_named_at_once() -> None:
+    code, said = run("--embedding", "org/one", "--generation", "org/two")
+    assert (code, said.count("error: ")) == (1, 1)
+    assert "org/one and org/two are neither folders nor in the model cache" in said
+    code, said = run("--embedding", "/no/such/model", "--generation", "org/two")
+    assert (code, said.count("error: ")) == (1, 1)
+    assert "the model folder /no/such/model does not exist; org/two is neither a folder" in said
+
+
 def test_a_port_that_is_taken_does_not_matter(free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The service may be running."""
     monkeypatch.setenv("TANDEM_EMBEDDING_PORT", str(free_port))

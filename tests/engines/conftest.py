@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tandem.engines.engine import Spec
+from tandem.engines.spec import Spec
 
 from .fakes import fake_spec
 

@@ -5,9 +5,9 @@ import os
 import sys
 from pathlib import Path
 
-from tandem.engines.engine import Spec
 from tandem.engines.launch import Launch
 from tandem.engines.process import free_port
+from tandem.engines.spec import Spec
 from tandem.fleet import Engine, Kind
 
 FAKE = Path(__file__).with_name("fake_vllm.py")

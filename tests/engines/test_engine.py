@@ -11,7 +11,9 @@ import msgspec
 import pytest
 
 from tandem.engines import engine as engine_module
-from tandem.engines.engine import EngineRunner, Spec
+from tandem.engines import probes
+from tandem.engines.engine import EngineRunner
+from tandem.engines.spec import Spec
 from tandem.engines.supervisor import Supervisor, in_turn
 from tandem.errors import EngineError, SetupError
 from tandem.fleet import Engine, Fleet, Snapshot, State, Work
@@ -25,7 +27,7 @@ pytestmark = pytest.mark.process
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "_POLL", 0.01)
+    monkeypatch.setattr(probes, "_POLL", 0.01)
     monkeypatch.setattr(engine_module, "_WATCH", 0.02)
     monkeypatch.setattr(engine_module, "_LAST_WORDS", 0.1)
 

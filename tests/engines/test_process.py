@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tandem.engines import keeper
-from tandem.engines.engine import Spec
 from tandem.engines.process import EngineProcess, environment
+from tandem.engines.spec import Spec
 from tandem.logfile import Rotation
 
 from .conftest import MakeSpec

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from tandem.engines import hardware, vitals
+from tandem.engines.engine import EngineRunner
 from tandem.engines.hardware import CardUse, parse_card_use
 from tandem.engines.vitals import Counters, Processes, Sample, counters, processes
 from tandem.fleet import Fleet, Vitals, Work
@@ -89,7 +90,5 @@ async def test_an_engine_s_vitals(make_spec: MakeSpec, monkeypatch: pytest.Monke
 
 
 async def test_an_engine_without_a_process_has_few(make_spec: MakeSpec) -> None:
-    from tandem.engines.engine import EngineRunner
-
     runner = EngineRunner(make_spec(), Fleet())
     assert await asyncio.wait_for(runner.vitals(hardware.card_use()), 5) == Vitals(engine="embedding")

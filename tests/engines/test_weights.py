@@ -183,4 +183,31 @@ def test_the_cache_is_where_the_hub_s_own_libraries_look(tmp_path: Path) -> None
 
 
 def test_a_missing_model_names_the_ways_out(cache: Cache) -> None:
-    assert all(way in str(weights.missing("org/m", cache)) for way in ("--download", "hf download org/m", "--demo"))
+    assert all(way in str(weights.missing(("org/m",), cache)) for way in ("--download", "hf download org/m", "--demo"))
+
+
+def test_all_that_is_missing_is_told_at_once(tmp_path: Path, cache: Cache) -> None:
+    """Folders that are not there or hold no model, and what is in no cache; each once, whoever asks for it."""
+    good, empty = make(tmp_path / "good"), tmp_path / "empty"
+    empty.mkdir()
+    found = weights.find_all([str(good), "org/a", "/no/such", "org/b", str(empty), "org/a", "/nor/such"], cache)
+    assert (list(found.models), found.absent) == ([str(good)], ("org/a", "org/b"))
+    with pytest.raises(SetupError) as told:
+        found.all()
+    assert told.value.cause == (
+        f"the model folder /no/such does not exist; {empty} holds no model: there is no config.json in it; "
+        f"the model folder /nor/such does not exist; org/a and org/b are neither folders nor in the model cache "
+        f"({cache.hub})"
+    )
+    assert told.value.mend == (
+        "Check the path. Check the path, or download it again. Download them with `tandem up --download` or "
+        "`hf download org/a` and `hf download org/b`, name folders, or try `tandem up --demo`, which needs no download"
+    )
+
+
+def test_models_that_are_all_there_are_given_by_what_they_were_called(tmp_path: Path, cache: Cache) -> None:
+    folders = [str(make(tmp_path / name)) for name in ("a", "b")]
+    assert {called: model.name for called, model in weights.find_all(folders, cache).all().items()} == {
+        folders[0]: "a",
+        folders[1]: "b",
+    }

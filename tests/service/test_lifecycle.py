@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from tandem import control
-from tandem.engines import engine as engine_module
+from tandem.engines import probes
 from tandem.engines.keeper import descendants
 from tandem.engines.process import EngineProcess
 from tandem.errors import EngineError, SettingsError, SetupError
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.process
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "_POLL", 0.01)
+    monkeypatch.setattr(probes, "_POLL", 0.01)
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ async def test_engines_let_the_router_load_first(
         return await start(*args, **kwargs)
 
     monkeypatch.setattr(Desk, "routed", noted)
-    monkeypatch.setattr(engine_module.EngineProcess, "start", started)
+    monkeypatch.setattr(EngineProcess, "start", started)
     monkeypatch.setattr(lifecycle, "_HEAD_START", head_start)
     wanted = plan(folder, free_port)
     async with running(wanted, Fleet()) as serving, httpx2.AsyncClient(base_url=wanted.address) as client:

@@ -9,12 +9,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tandem.engines.engine import Spec
 from tandem.engines.footprints import Seen
 from tandem.engines.hardware import Card, Hardware
 from tandem.engines.install import Vllm
 from tandem.engines.planning.needs import Parts
 from tandem.engines.planning.shares import Share
+from tandem.engines.spec import Spec
 from tandem.engines.weights import Cache, Model
 from tandem.errors import SettingsError, SetupError
 from tandem.rundir import RunDir

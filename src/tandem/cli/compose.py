@@ -8,8 +8,8 @@ import typer
 
 if TYPE_CHECKING:
     from tandem.deploy.compose import Container, Front
-    from tandem.engines.engine import Spec
     from tandem.engines.hardware import Hardware
+    from tandem.engines.spec import Spec
     from tandem.engines.weights import Cache
     from tandem.settings import Settings
 
@@ -45,12 +45,8 @@ def compose(
     # Every engine has a container, and so an address, of its own.
     engines = {name: engine.model_copy(update={"port": None}) for name, engine in found.engines.items()}
     cache = weights.Cache.find(found.hf_home, os.environ)
-    models = {}
-    for name, engine in engines.items():
-        model = weights.find(engine.model, cache)
-        if model is None:
-            raise weights.missing(engine.model, cache)
-        models[name] = model
+    by_name = weights.find_all((engine.model for engine in engines.values()), cache).all()
+    models = {name: by_name[engine.model] for name, engine in engines.items()}
     release = vllm or install.pinned("cuda")
     build = install.Vllm(Path("python3"), install.parse_version(release), "cuda")
     plan = plans.prepare(loaded.with_engines(engines), machine, build, models, cache, starting=False)

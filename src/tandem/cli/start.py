@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from functools import partial
 from typing import Any
@@ -139,14 +139,12 @@ def prepare(
         if running is None:
             typer.echo(demo.ABOUT, err=not starting)
         loaded = loaded.with_engines(demo.engines(loaded.settings, vllm))
-    models = {}
-    for name, engine in loaded.settings.engines.items():
-        if starting and running is None:
-            models[name] = _weights(engine.model, cache, download=download, offline=loaded.settings.offline)
-        elif found := weights.find(engine.model, cache):
-            models[name] = found
-        else:
-            raise weights.missing(engine.model, cache)
+    engines = loaded.settings.engines
+    found = weights.find_all((engine.model for engine in engines.values()), cache)
+    if found.absent and not found.broken and starting and running is None:
+        found = _fetched(found, download=download, offline=loaded.settings.offline)
+    by_name = found.all()
+    models = {name: by_name[engine.model] for name, engine in engines.items()}
     plan = plans.prepare(loaded, machine, vllm, models, cache, starting=starting, running=running)
     return Prepared(plan, loaded, machine, vllm, is_demo)
 
@@ -171,19 +169,20 @@ def _demo(loaded: Loaded, wanted: Models, cache: weights.Cache) -> bool:
     return True
 
 
-def _weights(model: str, cache: weights.Cache, *, download: bool, offline: bool | None) -> weights.Model:
-    found = weights.find(model, cache)
-    if found is not None:
-        return found
+def _fetched(found: weights.Found, *, download: bool, offline: bool | None) -> weights.Found:
+    """``found`` with all that was absent, where that may be downloaded or somebody agrees; else as it is."""
     if offline and download:
         raise SettingsError("download and offline are both set", "Unset one (--no-offline, or HF_HUB_OFFLINE)")
-    if offline or not (download or _agreed(model, cache)):
-        raise weights.missing(model, cache)
-    return weights.download(model, cache, typer.echo)
+    if offline or not (download or _agreed(found)):
+        return found
+    fetched = {model: weights.download(model, found.cache, typer.echo) for model in found.absent}
+    return replace(found, models={**found.models, **fetched}, absent=())
 
 
-def _agreed(model: str, cache: weights.Cache) -> bool:
-    return sys.stdin.isatty() and typer.confirm(f"{model} is not in {cache.hub}. Download it?", default=True)
+def _agreed(found: weights.Found) -> bool:
+    are, them = ("is", "it") if len(found.absent) == 1 else ("are", "them")
+    question = f"{' and '.join(found.absent)} {are} not in {found.cache.hub}. Download {them}?"
+    return sys.stdin.isatty() and typer.confirm(question, default=True)
 
 
 async def _attached(plan: plans.Plan, again: plans.Again) -> None:

@@ -34,7 +34,7 @@ def examine(settings: Settings, cache: weights.Cache) -> Iterator[Finding]:
             yield refused(subject, exc)
             continue
         if model is None:
-            missing = weights.missing(engine.model, cache)
+            missing = weights.missing((engine.model,), cache)
             level = problem if settings.offline else warning
             yield level(subject, missing.cause, missing.mend)
         else:

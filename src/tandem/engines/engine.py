@@ -2,38 +2,30 @@
 
 import asyncio
 import random
-import re
 import shutil
-from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx2
 import msgspec
 
-from tandem.engines import keeper, restarts, vitals
+from tandem.engines import probes, restarts, vitals
 from tandem.engines.diagnosis import diagnose
-from tandem.engines.footprints import Seen, seen_after
-from tandem.engines.hardware import CardUse, resident
-from tandem.engines.launch import Launch
-from tandem.engines.phases import STARTED, phase_after, remark
+from tandem.engines.hardware import CardUse
+from tandem.engines.probes import NotServing
 from tandem.engines.process import EngineProcess, environment
 from tandem.engines.progress import Progress, Start
-from tandem.engines.vitals import Processes, Sample
-from tandem.fleet import Engine, Fleet, State, Vitals, now
-from tandem.logfile import Rotation
-from tandem.settings import SupervisionSettings
+from tandem.engines.samples import Samples
+from tandem.engines.spec import Spec
+from tandem.engines.told import Told, last_line
+from tandem.engines.vitals import Processes
+from tandem.fleet import Fleet, State, Vitals, now
 
-_POLL = 0.25  # seconds between two questions whether a starting engine listens yet
 _WATCH = 2.0  # seconds between two looks at a ready engine
 _LOOK = 1.0  # seconds between two looks at whether a starting engine moves
-_LINE = 300  # characters of its last line that are told
 _ROOM = 60.0  # seconds for which the memory of an engine that died is waited for
 _ROOM_POLL = 1.0
-_SAMPLES = 6  # that are kept of a ready engine: the last ten seconds
-_MOMENT = 0.5  # seconds between two samples of which a rate is made
 _LAST_WORDS = 5.0
 _LAST_LINES = 300
 # Beyond its own time for requests in flight, what vLLM needs to put away.
@@ -45,47 +37,6 @@ _BREAK_OFF = 2.0
 _DEAF = 5.0
 
 
-@dataclass(frozen=True)
-class Spec:
-    """What one engine is, and how it is started.
-
-    Attributes:
-        engine: its first snapshot, with name, kind, model, aliases, address.
-        launch: its command line, and the environment on top of ``inherited``.
-        log: the file its output goes to.
-        tmp: the folder for its sockets and temporary files, emptied when it ends.
-        drain_timeout: seconds that requests in flight get when it is told to stop.
-        cards: the cards it may see, by index; empty where there is but one, or none.
-        sized: whether it is told how large its KV cache is, and does not measure.
-        memory: bytes that it was planned to take, on each of its cards or of RAM; 0 where that is not known.
-        remember: called once it is ready, with its process, what its log said of its memory, and the seconds that its
-            start took.
-        took: seconds that its last start took; 0 where that is not known.
-        rotation: of its log.
-        supervision: what is done when it dies.
-        room: whether there is room for it, asked before it is started again; None where that is not known.
-    """
-
-    engine: Engine
-    launch: Launch
-    inherited: Mapping[str, str]
-    log: Path
-    tmp: Path
-    drain_timeout: float
-    cards: tuple[int, ...] = ()
-    sized: bool = False
-    memory: int = 0
-    remember: Callable[[int, Seen, float], None] | None = None
-    took: float = 0.0
-    rotation: Rotation = field(default_factory=Rotation)
-    supervision: SupervisionSettings = field(default_factory=SupervisionSettings)
-    room: Callable[[], bool] | None = None
-
-
-class _NotServing(Exception):
-    """The engine says that it is healthy, and refuses a plain request; or its process is there, and listens no more."""
-
-
 class EngineRunner:
     """Runs one engine and restarts it when it dies; the only writer of its snapshot."""
 
@@ -93,13 +44,10 @@ class EngineRunner:
         self._spec = spec
         self._fleet = fleet
         self._engine = msgspec.structs.replace(spec.engine, estimate=spec.took)
-        self._phase = STARTED
-        self._remark = ""
-        self._seen = Seen()
+        self._told = Told()
         self._process: EngineProcess | None = None
         self._ready_at: float | None = None
-        self._samples: deque[Sample] = deque(maxlen=_SAMPLES)  # of its present life, once it was ready
-        self._lines = 0  # logged in its present life
+        self._samples = Samples(self.name, fleet)
         self._stopping = asyncio.Event()
         self._renewing = asyncio.Event()
         self._next: Spec | None = None
@@ -181,16 +129,13 @@ class EngineRunner:
 
     async def _live(self) -> float | None:
         """One life of the engine, to its end. When it became ready; None if it never did."""
-        self._phase = STARTED
-        self._remark = ""
-        self._seen = Seen()
+        self._told = Told()
         self._ready_at = None
-        self._samples.clear()
+        self._samples.forget()
         before = f" again; before that: {self._engine.reason}" if self._engine.state is State.RESTARTING else ""
-        self._lines = 0
         self._write(
             State.STARTING,
-            detail=STARTED.detail,
+            detail=self._told.phase.detail,
             reason=f"it is starting{before}",
             started=now(),
             expected=self._expected(),
@@ -218,7 +163,7 @@ class EngineRunner:
                 found = diagnose(lines, exited.result())
                 self._write(self._engine.state, reason=f"{found.cause}. {found.mend}".rstrip(" ."), pid=None)
             elif watching.done() and (refusal := watching.exception()):
-                if not isinstance(refusal, _NotServing):
+                if not isinstance(refusal, NotServing):
                     raise refusal
                 self._write(self._engine.state, reason=str(refusal), pid=None)
             else:
@@ -255,14 +200,14 @@ class EngineRunner:
 
     async def _watch(self, process: EngineProcess) -> None:
         """Ready once the engine's own health and one real request say so; from then on, as its health goes."""
-        async with self._client() as client:
-            await self._while_it_moves(process, self._come_up(client))
-            context = await self._context(client)
+        async with probes.client(self._engine) as client:
+            await self._while_it_moves(process, probes.come_up(client, self._engine))
+            context = await probes.context(client)
             self._ready_at = now()
             took = self._ready_at - self._engine.started
             self._write(
                 State.READY,
-                detail=self._remark,
+                detail=self._told.remark,
                 reason="",
                 pid=process.pid,
                 context=context,
@@ -273,16 +218,16 @@ class EngineRunner:
             )
             self._answer("")
             if self._spec.remember and process.pid is not None:
-                await asyncio.to_thread(self._spec.remember, process.pid, self._seen, took)
+                await asyncio.to_thread(self._spec.remember, process.pid, self._told.seen, took)
             heard = now()
             progress: Progress | None = None
             while True:
                 await asyncio.sleep(_WATCH)
                 if (pid := process.pid) is not None:
                     progress = await self._check_progress(pid, client, progress)
-                health = await self._health(client)
+                health = await probes.health(client)
                 if health == 200:
-                    self._write(State.READY, detail=self._remark, reason="")
+                    self._write(State.READY, detail=self._told.remark, reason="")
                 elif health == 0:
                     self._write(State.STALLED, reason="it does not listen any more")
                 elif health is not None:
@@ -290,7 +235,7 @@ class EngineRunner:
                 if health != 0:
                     heard = now()
                 elif now() - heard > self._spec.drain_timeout + _DEAF:
-                    raise _NotServing("it did not listen any more, and did not end")
+                    raise NotServing("it did not listen any more, and did not end")
 
     async def vitals(self, use: CardUse) -> Vitals:
         """How it fares now.
@@ -298,155 +243,79 @@ class EngineRunner:
         Args:
             use: what the cards are used for.
         """
-        work = self._fleet.work(self.name)
         pid = self._engine.pid
         if pid is None:
-            return Vitals(engine=self.name, in_flight=work.in_flight)
-        async with self._client() as client:
-            asked = client if self._engine.ready else None
-            before = self._samples[0] if self._samples else await self._sample(pid, asked)
-            if vitals.now() - before.at < _MOMENT:
-                await asyncio.sleep(_MOMENT)
-            after = await self._sample(pid, asked)
-        cards = self._spec.cards or tuple(use.busy)
-        held = [use.held[each] for each in (pid, *keeper.descendants(pid)) if each in use.held]
+            return Vitals(engine=self.name, in_flight=self._fleet.work(self.name).in_flight)
         on_card = self._spec.room is not None
-        return Vitals(
-            engine=self.name,
-            memory=await asyncio.to_thread(resident, pid),
-            card_memory=sum(held) if held else None,
-            in_flight=work.in_flight,
-            requests=after.counters.requests if after.counters else None,
-            tokens_per_second=vitals.tokens_per_second(before, after),
-            cores=vitals.cores(before, after),
-            card_use=max((use.busy[card] for card in cards if card in use.busy), default=None) if on_card else None,
-        )
-
-    async def _sample(self, pid: int, client: httpx2.AsyncClient | None) -> Sample:
-        """The engine at this moment; its counters only where ``client`` is there to ask."""
-        work = self._fleet.work(self.name)
-        counters = await vitals.counted(client) if client else None
-        processes = await asyncio.to_thread(vitals.processes, pid)
-        return Sample(vitals.now(), work.in_flight, work.bytes, processes, counters)
+        cards = (self._spec.cards or tuple(use.busy)) if on_card else ()
+        async with probes.client(self._engine) as client:
+            return await self._samples.vitals(pid, client if self._engine.ready else None, use, cards)
 
     async def _check_progress(self, pid: int, client: httpx2.AsyncClient, before: Progress | None) -> Progress:
         """See whether it moves. In doubt, ask it something: callers may just be slow to take their answers.
 
         Raises:
-            _NotServing: it has work, nothing has moved for its grace, and it does not answer.
+            NotServing: it has work, nothing has moved for its grace, and it does not answer.
         """
-        await self._feel(pid, client)
-        sample = self._samples[-1]
+        sample = await self._samples.keep(pid, client)
         progress = before.after(sample) if before else Progress(sample, sample.at)
         grace = progress.grace(self._spec.supervision)
         if progress.still < grace / 2:
             return progress
         try:
             async with asyncio.timeout(grace - progress.still):
-                await self._first_request(client)
+                await probes.first_request(client, self._engine)
             return progress.answered()
         except TimeoutError:
-            last = await self._sample(pid, client)
+            last = await self._samples.take(pid, client)
         progress = progress.after(last)
         if progress.still < grace:
             return progress
         reason = f"it has {last.in_flight} requests in flight, and for {progress.still:.0f} s nothing of it has moved"
         self._write(State.STALLED, reason=reason)
-        raise _NotServing(reason)
-
-    async def _feel(self, pid: int, client: httpx2.AsyncClient) -> None:
-        """Sample a ready engine; one that had nothing to do since is not asked what it has counted."""
-        last = self._samples[-1] if self._samples else None
-        if last and last.counters and not last.in_flight and not self._fleet.work(self.name).in_flight:
-            self._samples.append(replace(await self._sample(pid, None), counters=last.counters))
-        else:
-            self._samples.append(await self._sample(pid, client))
-
-    def _client(self) -> httpx2.AsyncClient:
-        return httpx2.AsyncClient(base_url=self._engine.url, trust_env=False, timeout=10.0)
-
-    async def _health(self, client: httpx2.AsyncClient) -> int | None:
-        """The status of the engine's ``/health``; 0 if it does not listen, None if it is too busy to answer."""
-        try:
-            return (await client.get("/health")).status_code
-        except httpx2.TimeoutException:
-            return None
-        except httpx2.TransportError:
-            return 0
-
-    async def _come_up(self, client: httpx2.AsyncClient) -> None:
-        """Returns once it is healthy and has answered a real request."""
-        while await self._health(client) != 200:
-            await asyncio.sleep(_POLL)
-        await self._first_request(client)
+        raise NotServing(reason)
 
     async def _while_it_moves(self, process: EngineProcess, coming: Coroutine[None, None, None]) -> None:
         """Wait until it has come up, for as long as it logs, reads or computes.
 
         Raises:
-            _NotServing: it does none of these, or refused its first request.
+            NotServing: it does none of these, or refused its first request.
         """
         timeout = self._spec.supervision.start_timeout
-        start = Start(vitals.now(), self._lines, Processes(), vitals.now())
+        start = Start(vitals.now(), self._told.lines, Processes(), vitals.now())
         task = asyncio.create_task(coming)
         try:
             while not (await asyncio.wait({task}, timeout=_LOOK))[0]:
                 pid = process.pid
                 did = await asyncio.to_thread(vitals.processes, pid) if pid is not None else Processes()
-                start = start.after(vitals.now(), self._lines, did)
-                line = next((line for line in reversed(process.lines) if _TELLING.search(line)), "").strip()[:_LINE]
+                start = start.after(vitals.now(), self._told.lines, did)
+                line = last_line(process.lines)
                 if start.still < timeout:
-                    state = self._phase.state if self._engine.state is State.STALLED else self._engine.state
-                    self._write(state, detail=self._phase.detail, line=line)
+                    state = self._told.phase.state if self._engine.state is State.STALLED else self._engine.state
+                    self._write(state, detail=self._told.phase.detail, line=line)
                     continue
                 reason = (
                     f"for {start.still:.0f} s it has logged, read and computed nothing; "
-                    f"the last it did: {self._phase.detail}" + (f"; its last line: {line}" if line else "")
+                    f"the last it did: {self._told.phase.detail}" + (f"; its last line: {line}" if line else "")
                 )
                 self._write(State.STALLED, detail="", reason=reason, line=line)
                 if start.still >= 2 * timeout:
-                    raise _NotServing(f"it stalled: {reason}")
+                    raise NotServing(f"it stalled: {reason}")
             await task
         finally:
             task.cancel()
             await asyncio.wait({task})
-
-    async def _context(self, client: httpx2.AsyncClient) -> int:
-        """How many tokens the model takes, as the engine has it; 0 if it does not tell."""
-        try:
-            (served, *_) = (await client.get("/v1/models")).json()["data"]
-            return int(served["max_model_len"])
-        except (httpx2.TransportError, ValueError, LookupError, TypeError):
-            return 0
-
-    async def _first_request(self, client: httpx2.AsyncClient) -> None:
-        body: dict[str, object] = {"model": self._engine.model}
-        if self._engine.kind == "embedding":
-            path, body = "/v1/embeddings", {**body, "input": "ready?"}
-        else:
-            path, body = "/v1/completions", {**body, "prompt": "ready?", "max_tokens": 1}
-        try:
-            # However long it takes: a CPU may page in gigabytes for it, and computes meanwhile.
-            answer = await client.post(path, json=body, timeout=None)
-        except httpx2.TransportError as exc:
-            raise _NotServing(f"it broke off its first request ({exc})") from exc
-        if answer.status_code != 200:
-            raise _NotServing(f"it answered its first request with {answer.status_code}: {answer.text[:300]}")
 
     def _expected(self, pause: float = 0.0) -> float:
         """When it will be ready if it starts after ``pause`` seconds, by its last start; 0 if nobody knows."""
         return now() + pause + self._engine.estimate if self._engine.estimate else 0.0
 
     def _heard(self, line: str) -> None:
-        self._lines += 1
-        self._remark = remark(line) or self._remark
-        self._seen = seen_after(self._seen, line)
-        phase = phase_after(self._phase, line)
-        if phase != self._phase:
-            self._phase = phase
-            if self._engine.state in _ON_THE_WAY:
-                pid = self._process.pid if self._process else None
-                self._write(phase.state, detail=phase.detail, pid=pid)
+        before, self._told = self._told.phase, self._told.after(line)
+        phase = self._told.phase
+        if phase != before and self._engine.state in _ON_THE_WAY:
+            pid = self._process.pid if self._process else None
+            self._write(phase.state, detail=phase.detail, pid=pid)
 
     async def _pause(self, seconds: float) -> None:
         told = [asyncio.create_task(event.wait()) for event in (self._stopping, self._renewing)]
@@ -500,6 +369,4 @@ _LIVED = (
     *("state", "detail", "reason", "since", "started", "pid", "restarts", "context", "expected", "renewed", "error"),
     *("estimate", "line"),
 )
-# Not the line in which vLLM repeats its arguments, of which some are secrets; nor one without words.
-_TELLING = re.compile(r"^(?!.*\bargs\b).*\w{2}")
 _ON_THE_WAY = frozenset({State.STARTING, State.LOADING, State.SIZING, State.WARMING})

@@ -8,8 +8,9 @@ from typing import Any, Self
 
 import msgspec
 
-from tandem.engines.engine import EngineRunner, Spec
+from tandem.engines.engine import EngineRunner
 from tandem.engines.hardware import card_use
+from tandem.engines.spec import Spec
 from tandem.errors import EngineError, SetupError
 from tandem.fleet import Fleet, State, Vitals, now
 

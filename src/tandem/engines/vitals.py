@@ -6,8 +6,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx2
-
 from tandem.engines.keeper import descendants
 
 _PROC = Path("/proc")
@@ -89,15 +87,6 @@ def counters(text: str) -> Counters:
         elif 'finished_reason="abort"' not in labels:
             requests += float(value)
     return Counters(int(requests), int(tokens))
-
-
-async def counted(client: httpx2.AsyncClient) -> Counters | None:
-    """Ask an engine; None if it does not answer."""
-    try:
-        answer = await client.get("/metrics")
-    except httpx2.TransportError:
-        return None
-    return counters(answer.text) if answer.status_code == 200 else None
 
 
 def tokens_per_second(before: Sample, after: Sample) -> float | None:

@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -123,12 +123,60 @@ def find(model: str, cache: Cache) -> Model | None:
     return _read(snapshot, model)
 
 
-def missing(model: str, cache: Cache) -> SetupError:
-    """The error for a model that is not on this machine and may not be downloaded."""
+@dataclass(frozen=True)
+class Found:
+    """What was found of several models.
+
+    Attributes:
+        models: those that are on disk, by what a user calls them.
+        absent: repository ids that are not in the cache, or not wholly.
+        broken: what keeps each of the others from being read.
+    """
+
+    models: Mapping[str, Model]
+    absent: tuple[str, ...]
+    broken: tuple[SetupError, ...]
+    cache: Cache
+
+    def all(self) -> Mapping[str, Model]:
+        """Every model that was asked for.
+
+        Raises:
+            SetupError: some are not there; names them all, so that nobody mends one to learn of the next.
+        """
+        errors = (*self.broken, *([missing(self.absent, self.cache)] if self.absent else []))
+        if errors:
+            mends = dict.fromkeys(each.mend for each in errors)
+            raise SetupError("; ".join(each.cause for each in errors), ". ".join(mends))
+        return self.models
+
+
+def find_all(models: Iterable[str], cache: Cache) -> Found:
+    """As :func:`find`, for each of ``models``, of which some may be the same."""
+    found: dict[str, Model] = {}
+    absent, broken = list[str](), list[SetupError]()
+    for name in dict.fromkeys(models):
+        try:
+            model = find(name, cache)
+        except SetupError as exc:
+            broken.append(exc)
+        else:
+            if model:
+                found[name] = model
+            else:
+                absent.append(name)
+    return Found(found, tuple(absent), tuple(broken), cache)
+
+
+def missing(models: tuple[str, ...], cache: Cache) -> SetupError:
+    """The error for models that are not on this machine and may not be downloaded."""
+    are, them, folders = ("is neither a folder", "it", "a folder")
+    if len(models) > 1:
+        are, them, folders = ("are neither folders", "them", "folders")
     return SetupError(
-        f"{model} is neither a folder nor in the model cache ({cache.hub})",
-        f"Download it with `tandem up --download` or `hf download {model}`, name a folder, "
-        "or try `tandem up --demo`, which needs no download",
+        f"{' and '.join(models)} {are} nor in the model cache ({cache.hub})",
+        f"Download {them} with `tandem up --download` or {' and '.join(f'`hf download {each}`' for each in models)}, "
+        f"name {folders}, or try `tandem up --demo`, which needs no download",
     )
 
 

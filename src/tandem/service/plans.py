@@ -5,11 +5,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tandem.engines.engine import Spec
 from tandem.engines.hardware import Hardware, resident
 from tandem.engines.install import Vllm
+from tandem.engines.planning.needs import Wanted
 from tandem.engines.planning.plan import plan
 from tandem.engines.planning.shares import Share
+from tandem.engines.spec import Spec
 from tandem.engines.weights import Cache, Model
 from tandem.errors import SetupError
 from tandem.logfile import Rotation
@@ -137,9 +138,7 @@ def prepare(
         supervision=settings.supervision,
     )
     kept = _kept(running, maker) if running else {}
-    shares = {name: running.plan.shares[name] for name in kept} if running else {}
-    left = running.left(hardware, kept) if running else hardware
-    shares |= plan({name: each for name, each in wanted.items() if name not in kept}, left)
+    shares = _shares(wanted, hardware, running, kept)
     return Plan(
         tuple(kept.get(name) or maker.spec(name, shares[name]) for name in engines),
         fixed.router,
@@ -204,6 +203,16 @@ def _kept(running: Running, maker: specs.Maker) -> dict[str, Spec]:
             if before.memory == engine.memory and same.launch == running.plan.spec(name).launch:
                 kept[name] = same
     return kept
+
+
+def _shares(
+    wanted: Mapping[str, Wanted], hardware: Hardware, running: Running | None, kept: Collection[str]
+) -> dict[str, Share]:
+    """Each engine's part of the machine: what is ``kept`` has its own, and the others share what is left."""
+    others = {name: each for name, each in wanted.items() if name not in kept}
+    if running is None:
+        return plan(others, hardware)
+    return {name: running.plan.shares[name] for name in kept} | plan(others, running.left(hardware, kept))
 
 
 def _run_dir(settings: Settings) -> RunDir:

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from tandem.engines.engine import Spec
 from tandem.engines.process import free_port
+from tandem.engines.spec import Spec
 from tandem.errors import SetupError
 from tandem.settings import EngineSettings, Loaded
 

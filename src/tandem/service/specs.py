@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from tandem.engines import restarts
-from tandem.engines.engine import Spec
 from tandem.engines.hardware import Hardware, detect
 from tandem.engines.install import Vllm
 from tandem.engines.launch import launch
 from tandem.engines.planning.shares import Share
+from tandem.engines.spec import Spec
 from tandem.engines.weights import Model
 from tandem.errors import SettingsError
 from tandem.fleet import Engine
