@@ -7,14 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from tandem.cli import app
-
+from ..cli import shell
 from .conftest import Service
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(30)]
@@ -28,12 +27,7 @@ def _without_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
-def run(*arguments: str) -> tuple[int, str]:
-    """Exit code and everything printed."""
-    ran = CliRunner().invoke(app, ["bench", *arguments])
-    if ran.exception and not isinstance(ran.exception, SystemExit):
-        raise ran.exception
-    return ran.exit_code, ran.output
+run = partial(shell.run, "bench")
 
 
 def measured(folder: Path, *arguments: str, code: int = 0) -> tuple[dict[str, Any], str]:

@@ -17,6 +17,7 @@ from tandem.engines import install, weights
 from tandem.engines.install import Vllm
 
 from ..engines.hub import hub
+from .shell import run
 
 VLLM = Vllm(Path("/env/bin/python"), (0, 32, 0), "cpu")
 
@@ -28,14 +29,6 @@ def _alone(tmp_path: Path, short_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_path))
     monkeypatch.setattr(install, "find", lambda _: VLLM)
-
-
-def run(*arguments: str) -> tuple[int, str]:
-    """Exit code and everything printed."""
-    ran = CliRunner().invoke(app, arguments)
-    if ran.exception and not isinstance(ran.exception, SystemExit):
-        raise ran.exception
-    return ran.exit_code, ran.output
 
 
 def model(folder: Path) -> str:

@@ -1,14 +1,15 @@
 """`tandem compose`: the files for the settings of a folder."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
 from tandem import demo, settings
-from tandem.cli import app
 from tandem.settings import RouterSettings
+
+from . import shell
 
 
 @pytest.fixture(autouse=True)
@@ -28,11 +29,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def run(*arguments: str) -> tuple[int, str]:
-    ran = CliRunner().invoke(app, ["compose", *arguments])
-    if ran.exception and not isinstance(ran.exception, SystemExit):
-        raise ran.exception
-    return ran.exit_code, ran.output
+run = partial(shell.run, "compose")
 
 
 def test_the_files_are_written(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,8 @@ import msgspec
 import numpy as np
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner
 
-from tandem.cli import app, rows, talk
+from tandem.cli import rows, talk
 from tandem.client.files import Progress
 from tandem.control import Hello
 from tandem.errors import SetupError
@@ -27,6 +27,7 @@ from tandem.rundir import RunDir
 
 from ..client import service as ways
 from ..client.service import DIM, Service, vector
+from . import shell
 
 ENGINE = Engine(name="embedding", kind="embedding", model="org/emb", aliases=("emb",))
 CODE = Engine(name="code", kind="embedding", model="org/code")
@@ -62,12 +63,7 @@ def running(service: Service, monkeypatch: pytest.MonkeyPatch) -> list[Engine]:
     return engines
 
 
-def run(*arguments: str) -> tuple[int, str]:
-    """Exit code and everything printed."""
-    ran = CliRunner().invoke(app, ["embed", *arguments])
-    if ran.exception and not isinstance(ran.exception, SystemExit):
-        raise ran.exception
-    return ran.exit_code, ran.output
+run = partial(shell.run, "embed")
 
 
 def asked(service: Service) -> set[str]:

@@ -4,19 +4,17 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from tandem.cli import app
 from tandem.logfile import RotatingLog, Rotation
 from tandem.rundir import RunDir
 
+from . import shell
 
-def run(*arguments: str) -> tuple[int, str]:
-    ran = CliRunner().invoke(app, ["logs", *arguments])
-    return ran.exit_code, ran.output
+run = partial(shell.run, "logs")
 
 
 @pytest.fixture

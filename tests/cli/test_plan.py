@@ -2,19 +2,21 @@
 
 import json
 import socket
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner
 
 from tandem import demo
-from tandem.cli import app, drawing, start
+from tandem.cli import drawing, start
 from tandem.engines import hardware, install
 from tandem.engines.hardware import Card, Hardware
 from tandem.engines.install import Vllm
 from tandem.engines.process import EngineProcess
+
+from . import shell
 
 MIB = 2**20
 CUDA = Vllm(Path("/env/bin/python"), (0, 32, 0), "cuda")
@@ -60,11 +62,7 @@ def machine(tmp_path: Path, short_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "tandem.toml").write_text(TOML)
 
 
-def run(*arguments: str) -> tuple[int, str]:
-    ran = CliRunner().invoke(app, ["plan", *arguments])
-    if ran.exception and not isinstance(ran.exception, SystemExit):
-        raise ran.exception
-    return ran.exit_code, ran.output
+run = partial(shell.run, "plan")
 
 
 def told(*arguments: str) -> Any:

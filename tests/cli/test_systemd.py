@@ -3,14 +3,16 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from tandem.cli import app, systemd
+from tandem.cli import systemd
 from tandem.engines import install
 from tandem.engines.install import Vllm
+
+from . import shell
 
 
 @pytest.fixture(autouse=True)
@@ -26,11 +28,7 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
 
 
-def run(*arguments: str) -> tuple[int, str]:
-    ran = CliRunner().invoke(app, ["systemd", *arguments])
-    if ran.exception and not isinstance(ran.exception, SystemExit):
-        raise ran.exception
-    return ran.exit_code, ran.output
+run = partial(shell.run, "systemd")
 
 
 def test_it_prints_a_unit_for_the_settings_of_this_folder(tmp_path: Path) -> None:

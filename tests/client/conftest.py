@@ -8,6 +8,8 @@ import pytest
 
 from tandem import VLLMClient, VLLMConfig
 
+from .calls import TEXTS
+from .runs import put
 from .service import Service
 
 
@@ -48,3 +50,15 @@ def connect(service: Service) -> Iterator[Callable[..., VLLMClient]]:
     yield build
     for client in made:
         client.close()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A file of fifty texts."""
+    return put(tmp_path / "in.jsonl", TEXTS)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """Where the vectors of a file are to go."""
+    return tmp_path / "out.parquet"

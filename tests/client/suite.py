@@ -6,6 +6,7 @@ script in there, ``python -m tests.client.suite MODEL FOLDER``, it does so with 
 """
 
 import asyncio
+import doctest
 import json
 import logging
 import sys
@@ -120,7 +121,7 @@ def _main(model: str, folder: Path) -> None:
     handler.emit = lambda record: warned.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("tandem.client").addHandler(handler)
 
-    embedder = InprocessVLLMEmbedder(model, dtype="float32", enforce_eager=True)
+    embedder = _documented(model)
     client = VLLMClient(
         VLLMConfig(mode="inprocess", model=model, timeout_s=60),
         transport=InprocessTransport(embedder),
@@ -133,6 +134,16 @@ def _main(model: str, folder: Path) -> None:
     (folder / "told.json").write_text(json.dumps(_embedder(client, embedder, warned)))
     closed(client)
     print("passed: closed", flush=True)
+
+
+def _documented(model: str) -> InprocessVLLMEmbedder:
+    """The embedder that its own docstring's example makes, found to be true: one start serves both."""
+    known = {"InprocessVLLMEmbedder": InprocessVLLMEmbedder, "MODEL": model}
+    (example,) = doctest.DocTestFinder(recurse=False).find(InprocessVLLMEmbedder, globs=known)
+    found = doctest.DocTestRunner().run(example, clear_globs=False)
+    assert (found.failed, bool(found.attempted)) == (0, True)
+    made: InprocessVLLMEmbedder = example.globs["embedder"]
+    return made
 
 
 def _embedder(client: VLLMClient, embedder: InprocessVLLMEmbedder, warned: list[str]) -> dict[str, Any]:

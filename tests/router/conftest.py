@@ -19,6 +19,10 @@ from tandem.telemetry.logs import RequestLog
 
 Script = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
+USAGE = {"prompt_tokens": 1, "total_tokens": 2, "completion_tokens": 1}
+COMPLETION = {"id": "c", "created": 1, "model": "org/gen", "choices": [{"index": 0, "text": "x"}], "usage": USAGE}
+CHUNK = {"id": "c", "created": 1, "model": "org/gen", "choices": [{"index": 0, "text": "x"}]}
+
 
 def answer(body: object, status: int = 200, *, raw: bytes | None = None) -> Script:
     """One whole JSON answer."""
@@ -156,6 +160,23 @@ async def fronting(fleet: Fleet, **settings: Any) -> AsyncIterator[httpx2.AsyncC
         yield client
 
 
+async def connected(address: str, **how: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A plain connection to a router at ``address``."""
+    return await asyncio.open_connection(*address.removeprefix("http://").split(":"), **how)
+
+
+async def said(address: str, *sent: bytes, pause: float = 0.0) -> bytes:
+    """All that a connection says to these bytes, to its end; ``pause`` seconds pass after each of them."""
+    reader, writer = await connected(address)
+    async with asyncio.timeout(20):
+        for part in sent:
+            writer.write(part)
+            await asyncio.sleep(pause)
+        got = await reader.read()
+    writer.close()
+    return got
+
+
 @pytest.fixture
 async def engine() -> AsyncIterator[ScriptedEngine]:
     """A scripted engine of the test's own."""
@@ -163,3 +184,10 @@ async def engine() -> AsyncIterator[ScriptedEngine]:
     listening = await scripted.serve()
     yield scripted
     listening.close()
+
+
+@pytest.fixture
+def fleet(engine: ScriptedEngine) -> Fleet:
+    """The scripted engine in both places; it completes prompts."""
+    engine.scripts["/v1/completions"] = answer(COMPLETION)
+    return Fleet(two_engines(engine.url))

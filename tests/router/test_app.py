@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from tandem.fleet import Fleet, State
 
-from .conftest import ScriptedEngine, answer, fronting, reset, stream, two_engines
+from .conftest import CHUNK, COMPLETION, USAGE, ScriptedEngine, answer, fronting, reset, stream, two_engines
 
 # One router for the whole file: starting and stopping one takes longer than most of these tests.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -25,11 +25,8 @@ EMBEDDINGS = {
     "data": [{"index": 0, "embedding": [1.0]}],
     "usage": {"prompt_tokens": 1, "total_tokens": 1},
 }
-USAGE = {"prompt_tokens": 1, "total_tokens": 2, "completion_tokens": 1}
-COMPLETION = {"id": "c", "created": 1, "model": "org/gen", "choices": [{"index": 0, "text": "x"}], "usage": USAGE}
 MESSAGE = {"role": "assistant", "content": "x"}
 CHAT = {"id": "c", "created": 1, "model": "org/gen", "choices": [{"index": 0, "message": MESSAGE}], "usage": USAGE}
-CHUNK = {"id": "c", "created": 1, "model": "org/gen", "choices": [{"index": 0, "text": "x"}]}
 REFUSAL = {"error": {"message": "Token id 9 is out of vocabulary", "code": 400}}
 ASK = {"model": "generation", "prompt": "a"}
 

@@ -9,19 +9,10 @@ import pytest
 from tandem.fleet import Fleet
 from tandem.router.outbox import Outbox
 
-from .conftest import ScriptedEngine, answer, serving, stream, two_engines
+from .conftest import CHUNK, ScriptedEngine, connected, said, serving, stream
 
-USAGE = {"prompt_tokens": 1, "total_tokens": 2, "completion_tokens": 1}
-COMPLETION = {"id": "c", "created": 1, "model": "org/gen", "choices": [{"index": 0, "text": "x"}], "usage": USAGE}
-CHUNK = {"id": "c", "created": 1, "model": "org/gen", "choices": [{"index": 0, "text": "x"}]}
 ASK = json.dumps({"model": "generation", "prompt": "a"}).encode()
 STREAM = json.dumps({"model": "generation", "prompt": "a", "stream": True}).encode()
-
-
-@pytest.fixture
-def fleet(engine: ScriptedEngine) -> Fleet:
-    engine.scripts["/v1/completions"] = answer(COMPLETION)
-    return Fleet(two_engines(engine.url))
 
 
 def post(body: bytes, *headers: str, target: str = "/v1/completions", version: str = "1.1") -> bytes:
@@ -30,18 +21,6 @@ def post(body: bytes, *headers: str, target: str = "/v1/completions", version: s
 
 
 LAST = "connection: close"
-
-
-async def said(address: str, *sent: bytes, pause: float = 0.0) -> bytes:
-    """All that a connection says, to its end."""
-    reader, writer = await asyncio.open_connection(*address.removeprefix("http://").split(":"))
-    async with asyncio.timeout(20):
-        for part in sent:
-            writer.write(part)
-            await asyncio.sleep(pause)
-        got = await reader.read()
-    writer.close()
-    return got
 
 
 def parsed(head: bytes) -> tuple[int, dict[str, str]]:
@@ -140,7 +119,7 @@ async def test_an_idle_connection_is_closed(fleet: Fleet) -> None:
     """Some time after its last answer; one that is used stays."""
     async with serving(fleet) as (made, address):
         made.config.timeout_keep_alive = 0.3  # type: ignore[assignment]
-        reader, writer = await asyncio.open_connection(*address.removeprefix("http://").split(":"))
+        reader, writer = await connected(address)
         async with asyncio.timeout(10):
             for _ in range(4):
                 writer.write(post(ASK))

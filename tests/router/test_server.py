@@ -19,31 +19,15 @@ from tandem.fleet import Fleet
 from tandem.router import exposure
 from tandem.settings import RouterSettings
 
-from .conftest import ScriptedEngine, answer, fronting, serving, stream, two_engines
+from .conftest import CHUNK, COMPLETION, ScriptedEngine, answer, connected, fronting, said, serving, stream
 
 ASK = {"model": "generation", "prompt": "a"}
-USAGE = {"prompt_tokens": 1, "total_tokens": 2, "completion_tokens": 1}
-COMPLETION = {"id": "c", "created": 1, "model": "org/gen", "choices": [{"index": 0, "text": "x"}], "usage": USAGE}
-CHUNK = {"id": "c", "created": 1, "model": "org/gen", "choices": [{"index": 0, "text": "x"}]}
 POST = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 
 
-@pytest.fixture
-def fleet(engine: ScriptedEngine) -> Fleet:
-    engine.scripts["/v1/completions"] = answer(COMPLETION)
-    return Fleet(two_engines(engine.url))
-
-
-async def raw(address: str, *sent: bytes, pause: float = 0.0) -> tuple[int, Any]:
+async def raw(address: str, *sent: bytes) -> tuple[int, Any]:
     """What a connection says to these bytes: status and JSON body, up to its end."""
-    reader, writer = await asyncio.open_connection(*address.removeprefix("http://").split(":"))
-    async with asyncio.timeout(20):
-        for part in sent:
-            writer.write(part)
-            await asyncio.sleep(pause)
-        got = await reader.read()
-    writer.close()
-    head, _, body = got.partition(b"\r\n\r\n")
+    head, _, body = (await said(address, *sent)).partition(b"\r\n\r\n")
     return int(head.split()[1]), json.loads(body)
 
 
@@ -71,7 +55,7 @@ async def test_what_is_read_is_bounded(sent: list[bytes], status: int, code: str
 
 async def test_a_connection_on_which_nothing_is_said_is_closed(fleet: Fleet) -> None:
     async with serving(fleet, body_timeout=0.2) as (_, address):
-        reader, writer = await asyncio.open_connection(*address.removeprefix("http://").split(":"))
+        reader, writer = await connected(address)
         assert await asyncio.wait_for(reader.read(), 20) == b""
         writer.close()
 
@@ -84,7 +68,7 @@ async def test_trailers_are_neither_kept_nor_headers(path: str, fleet: Fleet) ->
         chunked = b"transfer-encoding: chunked\r\n"
         closing = head + chunked + b"connection: close\r\n\r\n0\r\nauthorization: Bearer k\r\n\r\n"
         assert (await raw(address, closing))[0] == 401
-        reader, writer = await asyncio.open_connection(*address.removeprefix("http://").split(":"))
+        reader, writer = await connected(address)
         writer.write(head + chunked + b"\r\n0\r\n")
 
         async def trail() -> None:
@@ -106,7 +90,7 @@ async def test_a_connection_may_be_used_for_long(fleet: Fleet) -> None:
     """However many requests came on it, the next is judged by itself."""
     body = json.dumps(ASK).encode()
     async with serving(fleet) as (_, address):
-        reader, writer = await asyncio.open_connection(*address.removeprefix("http://").split(":"))
+        reader, writer = await connected(address)
         async with asyncio.timeout(20):
             for _ in range(100):
                 writer.write(b"GET /livez HTTP/1.1\r\nhost: x\r\nx-filler: " + b"x" * 1000 + b"\r\n\r\n")
@@ -124,7 +108,7 @@ async def test_who_offers_to_speak_http_2_is_answered_all_the_same(fleet: Fleet)
     body = json.dumps(ASK).encode()
     offer = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAABAAMAAABk\r\n"
     async with serving(fleet) as (_, address):
-        reader, writer = await asyncio.open_connection(*address.removeprefix("http://").split(":"))
+        reader, writer = await connected(address)
         writer.write(POST + offer + b"content-length: %d\r\n\r\n" % len(body) + body)
         assert (await asyncio.wait_for(reader.readline(), 20)).split()[1] == b"200"
         writer.close()
@@ -139,7 +123,7 @@ async def test_who_does_not_read_is_given_up(
     engine.scripts["/v1/completions"] = answer(None, raw=large)
     body = json.dumps(ASK).encode()
     async with serving(fleet) as (made, address):
-        _, writer = await asyncio.open_connection(*address.removeprefix("http://").split(":"), limit=1024)
+        _, writer = await connected(address, limit=1024)
         writer.write(POST + b"content-length: %d\r\n\r\n" % len(body) + body)
         async with asyncio.timeout(20):
             while not made.server_state.total_requests:

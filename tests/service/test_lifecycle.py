@@ -24,7 +24,7 @@ from tandem.fleet import Fleet, Kind, State
 from tandem.rundir import RunDir
 from tandem.service import lifecycle, plans, ports, routers
 from tandem.service.desk import Desk
-from tandem.service.plans import Plan
+from tandem.service.plans import Again, Plan
 from tandem.settings import ApiSettings, RouterSettings
 
 from ..engines.fakes import fake_spec, gone
@@ -64,9 +64,9 @@ async def nothing() -> None:
 
 
 @asynccontextmanager
-async def running(wanted: Plan, fleet: Fleet) -> AsyncIterator[asyncio.Task[None]]:
-    """The service, once its engine is ready."""
-    task = asyncio.create_task(lifecycle.run(wanted, fleet, nothing))
+async def running(wanted: Plan, fleet: Fleet, again: Again | None = None) -> AsyncIterator[asyncio.Task[None]]:
+    """The service, once its engines are ready."""
+    task = asyncio.create_task(lifecycle.run(wanted, fleet, nothing, again))
     async with asyncio.timeout(20):
         async for snapshot in fleet.snapshots():
             if snapshot.ready:
@@ -345,12 +345,10 @@ async def test_a_reload_replaces_what_changed_and_its_requests_wait(folder: Path
         asked.append(running)
         return after
 
-    serving = asyncio.create_task(lifecycle.run(wanted, fleet, nothing, again))
-    async with asyncio.timeout(20):
-        async for snapshot in fleet.snapshots():
-            if snapshot.ready:
-                break
-    async with httpx2.AsyncClient(base_url=wanted.address, timeout=30) as client:
+    async with (
+        running(wanted, fleet, again) as serving,
+        httpx2.AsyncClient(base_url=wanted.address, timeout=30) as client,
+    ):
         await healthy(client)
         before = fleet.now.engines
         reloading = asyncio.create_task(changed(wanted, "reload"))
@@ -383,15 +381,11 @@ async def test_a_reload_of_wrong_settings_changes_nothing(folder: Path, free_por
         raise SettingsError("router.port in tandem.toml: no", "Mend it")
 
     wanted, fleet = plan(folder, free_port), Fleet()
-    serving = asyncio.create_task(lifecycle.run(wanted, fleet, nothing, again))
-    async with asyncio.timeout(20):
-        async for snapshot in fleet.snapshots():
-            if snapshot.ready:
-                break
-    before = fleet.now
-    with pytest.raises(SetupError, match=r"router\.port in tandem\.toml: no\. Mend it") as raised:
-        await changed(wanted, "reload")
-    assert raised.value.exit_code == 2
-    assert fleet.now == before
-    async with control.ask(wanted.run_dir, "stop"):
-        await asyncio.wait_for(serving, 20)
+    async with running(wanted, fleet, again) as serving:
+        before = fleet.now
+        with pytest.raises(SetupError, match=r"router\.port in tandem\.toml: no\. Mend it") as raised:
+            await changed(wanted, "reload")
+        assert raised.value.exit_code == 2
+        assert fleet.now == before
+        async with control.ask(wanted.run_dir, "stop"):
+            await asyncio.wait_for(serving, 20)

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -87,28 +88,22 @@ def slope(xs: Sequence[float], ys: Sequence[float]) -> Slope | None:
 
 def histogram(values: Iterable[float]) -> list[Bucket]:
     """Counts in buckets that are 9 % wide, the same for every list, from the first with a value to the last."""
-    counts: dict[int, int] = {}
-    for value in values:
-        at = math.floor(math.log2(max(value, 1e-6)) * _STEPS)
-        counts[at] = counts.get(at, 0) + 1
-    if not counts:
-        return []
-    return [
-        Bucket(2 ** (at / _STEPS), 2 ** ((at + 1) / _STEPS), counts.get(at, 0))
-        for at in range(min(counts), max(counts) + 1)
-    ]
+    return _buckets(Counter(math.floor(math.log2(max(value, 1e-6)) * _STEPS) for value in values))
 
 
 def merged(histograms: Iterable[Sequence[Bucket]]) -> list[Bucket]:
     """One histogram of several."""
-    counts: dict[int, int] = {}
+    counts = Counter[int]()
     for buckets in histograms:
         for bucket in buckets:
-            at = round(math.log2(bucket.low) * _STEPS)
-            counts[at] = counts.get(at, 0) + bucket.number
+            counts[round(math.log2(bucket.low) * _STEPS)] += bucket.number
+    return _buckets(counts)
+
+
+def _buckets(counts: Counter[int]) -> list[Bucket]:
+    """By the place of each bucket with a value, those and all between them."""
     if not counts:
         return []
     return [
-        Bucket(2 ** (at / _STEPS), 2 ** ((at + 1) / _STEPS), counts.get(at, 0))
-        for at in range(min(counts), max(counts) + 1)
+        Bucket(2 ** (at / _STEPS), 2 ** ((at + 1) / _STEPS), counts[at]) for at in range(min(counts), max(counts) + 1)
     ]

@@ -22,11 +22,7 @@ def plan(
 
     from tandem.cli import drawing, start
 
-    flags = {
-        "engines": {"embedding": {"model": embedding}, "generation": {"model": generation}},
-        "router": {"host": host, "port": port, "insecure": insecure},
-        "run_dir": run_dir,
-    }
+    flags = start.both(embedding, generation, run_dir, host=host, port=port, insecure=insecure)
     models = start.Models.DEMO if demo else start.Models.CONFIGURED
     ready = start.prepare(flags, models, starting=False)
     if as_json:

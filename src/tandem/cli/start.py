@@ -1,4 +1,4 @@
-"""What `up` and `serve` share: from settings to a running service, and what people see of it meanwhile."""
+"""What `up`, `plan` and `serve` share: from settings to a running service, and what people see of it meanwhile."""
 
 import asyncio
 import os
@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from functools import partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -35,6 +36,15 @@ class Models(Enum):
     CONFIGURED = auto()
     DEMO = auto()
     OR_DEMO = auto()  # the demo's, unless some are configured or the defaults are on this machine
+
+
+def both(embedding: str | None, generation: str | None, run_dir: Path | None, **router: object) -> dict[str, Any]:
+    """The flags of a service with an embedding model and a language model, as `up` and `plan` take them."""
+    return {
+        "engines": {"embedding": {"model": embedding}, "generation": {"model": generation}},
+        "router": router,
+        "run_dir": run_dir,
+    }
 
 
 def at_url(base_url: str, host: str | None, port: int | None) -> dict[str, Any]:

@@ -31,11 +31,6 @@ def up(
     """Start an embedding model and a language model, and serve both until Ctrl-C."""
     from tandem.cli import start
 
-    flags = {
-        "engines": {"embedding": {"model": embedding}, "generation": {"model": generation}},
-        "router": {"host": host, "port": port, "insecure": insecure},
-        "run_dir": run_dir,
-        "offline": offline,
-    }
+    flags = start.both(embedding, generation, run_dir, host=host, port=port, insecure=insecure)
     wanted = start.Models.DEMO if demo else start.Models.OR_DEMO if or_demo else start.Models.CONFIGURED
-    start.start(flags, wanted, download=download, detach=detach)
+    start.start(flags | {"offline": offline}, wanted, download=download, detach=detach)

@@ -64,10 +64,12 @@ class InprocessVLLMEmbedder:
         SetupError: vLLM is not in this environment, or the engine does not start.
         SettingsError: an argument is wrong.
 
-    With vLLM in the environment::
+    With vLLM in the environment, and ``MODEL`` a folder or repository id; ``close``, or a ``with`` statement, ends it:
 
-        with InprocessVLLMEmbedder("sentence-transformers/all-MiniLM-L6-v2", dtype="bfloat16") as embedder:
-            vectors, tokens = embedder.embed_batch_with_stats(["a text", "another text"])
+    >>> embedder = InprocessVLLMEmbedder(MODEL, dtype="float32", enforce_eager=True)
+    >>> vectors, tokens = embedder.embed_batch_with_stats(["a text", "another text"])
+    >>> vectors.shape, tokens
+    ((2, 384), 8)
     """
 
     def __init__(

@@ -116,12 +116,7 @@ def unsupported(name: str) -> ApiError:
 
 def empty_text(path: str) -> ApiError:
     """400 for a text that must hold something."""
-    return ApiError(
-        400,
-        f"Invalid '{path}': empty string. Expected a string with minimum length 1, but got an empty string instead.",
-        param=path,
-        code="empty_string",
-    )
+    return _invalid(path, "empty string", "a string with minimum length 1", "an empty string", "empty_string")
 
 
 def wrong_value(path: str, value: object, supported: str) -> ApiError:
@@ -149,20 +144,11 @@ def wrong_type(path: str, wanted: str, value: object) -> ApiError:
 def wrong_length(path: str, kind: str, context: Mapping[str, Any]) -> ApiError:
     """400 for an array outside its bounds; ``kind`` and ``context`` as Pydantic names them."""
     if kind == "too_short":
-        return ApiError(
-            400,
-            f"Invalid '{path}': empty array. Expected an array with minimum length {context['min_length']}, "
-            "but got an empty array instead.",
-            param=path,
-            code="empty_array",
-        )
-    return ApiError(
-        400,
-        f"Invalid '{path}': array too long. Expected an array with maximum length {context['max_length']}, "
-        f"but got an array with length {context['actual_length']} instead.",
-        param=path,
-        code="array_above_max_length",
-    )
+        least = f"an array with minimum length {context['min_length']}"
+        return _invalid(path, "empty array", least, "an empty array", "empty_array")
+    most = f"an array with maximum length {context['max_length']}"
+    got = f"an array with length {context['actual_length']}"
+    return _invalid(path, "array too long", most, got, "array_above_max_length")
 
 
 def out_of_range(path: str, value: object, kind: str, context: Mapping[str, Any]) -> ApiError:
@@ -171,12 +157,8 @@ def out_of_range(path: str, value: object, kind: str, context: Mapping[str, Any]
     bound = context["le"] if above else context.get("ge", context.get("gt"))
     number = "integer" if isinstance(value, int) and isinstance(bound, int) else "decimal"
     side, sign = ("above maximum", "<=") if above else ("below minimum", ">" if kind == "greater_than" else ">=")
-    return ApiError(
-        400,
-        f"Invalid '{path}': {number} {side} value. Expected a value {sign} {bound:g}, but got {value!s:.50} instead.",
-        param=path,
-        code=f"{number}_{'above_max' if above else 'below_min'}_value",
-    )
+    code = f"{number}_{'above_max' if above else 'below_min'}_value"
+    return _invalid(path, f"{number} {side} value", f"a value {sign} {bound:g}", f"{value!s:.50}", code)
 
 
 def logit_bias_key(key: str) -> ApiError:
@@ -186,3 +168,8 @@ def logit_bias_key(key: str) -> ApiError:
         f"Invalid key in 'logit_bias': {key:.100}. You should only be submitting non-negative integers.",
         param="logit_bias",
     )
+
+
+def _invalid(path: str, fault: str, wanted: str, got: str, code: str) -> ApiError:
+    """400 for a value of the right type outside its bounds: the API has one sentence for all of these."""
+    return ApiError(400, f"Invalid '{path}': {fault}. Expected {wanted}, but got {got} instead.", param=path, code=code)

@@ -53,19 +53,13 @@ def wanted(model: str, kind: Any = "generation", **asked: Any) -> Wanted:
     return Wanted(EngineSettings(kind=kind, model=model, **asked), recorded(model, kind))
 
 
-def pair(**asked: Any) -> dict[str, Wanted]:
-    """Tandem's default models for a card; ``asked`` of the language model."""
-    return {
-        "embedding": wanted("Qwen3-Embedding-0.6B", "embedding"),
-        "generation": wanted("Qwen3-8B-FP8", **asked),
-    }
+def pair(model: str = "Qwen3-8B-FP8", **asked: Any) -> dict[str, Wanted]:
+    """Tandem's default models, by default those for a card; ``asked`` of the language model."""
+    return {"embedding": wanted("Qwen3-Embedding-0.6B", "embedding"), "generation": wanted(model, **asked)}
 
 
 def with_memory(embedding: str | None, generation: str | None) -> dict[str, Wanted]:
-    return {
-        "embedding": wanted("Qwen3-Embedding-0.6B", "embedding", memory=embedding),
-        "generation": wanted("Qwen3-8B-FP8", memory=generation),
-    }
+    return pair(memory=generation) | {"embedding": wanted("Qwen3-Embedding-0.6B", "embedding", memory=embedding)}
 
 
 @pytest.mark.parametrize(
@@ -409,10 +403,7 @@ def test_what_was_measured_decides_whether_a_context_fits() -> None:
 
 def test_ram_is_divided_as_before_once_it_was_measured() -> None:
     """As on a card, the division goes by estimates as long as what was measured fits into it."""
-    engines = {
-        "embedding": wanted("Qwen3-Embedding-0.6B", "embedding"),
-        "generation": wanted("Qwen3-0.6B"),
-    }
+    engines = pair("Qwen3-0.6B")
     first = plan(engines, cpu(4, 14, 13))
     for beside in (2 * GIB, 14 * GIB // 5):
         seen = {name: replace(engine, footprint=Footprint(beside=beside)) for name, engine in engines.items()}
@@ -464,11 +455,8 @@ def test_threads_go_where_they_are_of_use(cores: int, kinds: str, threads: list[
     ],
 )
 def test_ram_is_shared_in_whole_gibibytes(memory: int, asked: dict[str, Any], caches: list[int]) -> None:
-    engines = {
-        "embedding": wanted("Qwen3-Embedding-0.6B", "embedding"),
-        "generation": wanted("Qwen3-0.6B", **asked),
-    }
-    assert [share.kv_cache for share in plan(engines, cpu(4, memory)).values()] == [n * GIB for n in caches]
+    found = plan(pair("Qwen3-0.6B", **asked), cpu(4, memory))
+    assert [share.kv_cache for share in found.values()] == [n * GIB for n in caches]
 
 
 def test_a_small_model_is_not_given_more_than_it_can_use() -> None:
@@ -486,10 +474,7 @@ def test_little_ram_is_shared_by_kind() -> None:
     """Both models with their processes and activations take 4.9 GiB, and one GiB of cache each is the least. Of 8 GiB,
     7 of them unused, 6.8 are to be had; of 10 GiB 9.8. What is left of those, 2.9, would be 0.97 and 1.93; in whole GiB
     one for each."""
-    engines = {
-        "embedding": wanted("Qwen3-Embedding-0.6B", "embedding"),
-        "generation": wanted("Qwen3-0.6B"),
-    }
+    engines = pair("Qwen3-0.6B")
     with pytest.raises(DoesNotFit, match=r"more than the 6\.8 GiB of RAM to be had of 8\.0 GiB"):
         plan(engines, cpu(2, 8, 7))
     found = plan(engines, cpu(2, 10, 10))
@@ -553,19 +538,24 @@ fleets = strategies.dictionaries(strategies.sampled_from("abcd"), engine, min_si
 machines = strategies.builds(cards, strategies.sampled_from(sorted(SIZES)), strategies.integers(1, 3))
 
 
+def plan_or_mends(engines: dict[str, Wanted], machine: Hardware) -> dict[str, Share]:
+    """The plan; none where it is refused, but then each setting that the refusal names has one."""
+    try:
+        return plan(engines, machine)
+    except DoesNotFit as refused:
+        for change in refused.changes:
+            assert isinstance(change, Change)
+            assert plan(change.apply(engines), machine)
+        return {}
+
+
 @settings(max_examples=200, deadline=None)
 @given(engines=fleets, machine=machines, used=strategies.integers(0, 16_000))
 def test_no_card_is_promised_twice(engines: dict[str, Wanted], machine: Hardware, used: int) -> None:
     """What engines get on a card, and their CUDA contexts, is never more than what is free of it; each has at least the
     context that it asked for. A plan that is refused names settings with which there is one."""
     busy = replace(machine, cards=tuple(replace(card, free=card.total - used * MIB) for card in machine.cards))
-    try:
-        found = plan(engines, busy)
-    except DoesNotFit as refused:
-        for change in refused.changes:
-            assert isinstance(change, Change)
-            assert plan(change.apply(engines), busy)
-        return
+    found = plan_or_mends(engines, busy)
     for card in busy.cards:
         here = [share for share in found.values() if card.index in share.cards or not share.cards]
         assert sum((share.gpu_memory or 0) * card.total + GIB // 2 for share in here) <= card.free
@@ -598,12 +588,6 @@ def test_more_memory_never_gives_less(engines: dict[str, Wanted], machine: Hardw
 @given(engines=fleets, memory=strategies.integers(2, 400), unused=strategies.integers(1, 400))
 def test_ram_is_not_promised_twice_either(engines: dict[str, Wanted], memory: int, unused: int) -> None:
     machine = cpu(8, memory, min(memory, unused))
-    try:
-        found = plan(engines, machine)
-    except DoesNotFit as refused:
-        for change in refused.changes:
-            assert isinstance(change, Change)
-            assert plan(change.apply(engines), machine)
-        return
+    found = plan_or_mends(engines, machine)
     assert sum(share.parts.total for share in found.values() if share.parts) <= machine.free
     assert sum(share.threads for share in found.values()) <= max(8, len(engines))
