@@ -42,6 +42,20 @@ async def started(spec: Spec, until: str = "Starting to load") -> tuple[EnginePr
     return process, pids, shared
 
 
+async def running(spec: Spec, script: str, word: str) -> tuple[EngineProcess, str]:
+    """A script in an engine's place that has printed ``word`` and one word more; it, and that."""
+    spec.tmp.mkdir(parents=True, exist_ok=True)
+    told: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    process = await EngineProcess.start(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        environment(spec.inherited, {"TMPDIR": str(spec.tmp)}),
+        log=spec.log,
+        rotation=spec.rotation,
+        on_line=lambda line: told.set_result(line) if line.startswith(word) else None,
+    )
+    return process, (await asyncio.wait_for(told, 10)).split()[1]
+
+
 async def test_an_orderly_stop_lets_the_server_finish(make_spec: MakeSpec) -> None:
     """SIGTERM reaches the server alone, which puts its own things away; the exit code is its own."""
     process, pids, shared = await started(make_spec(), "listening")
@@ -66,20 +80,32 @@ async def test_what_starts_just_before_the_end_leaves_nothing(make_spec: MakeSpe
         print("late", child.pid, flush=True)
         time.sleep(60)
     """
-    spec = make_spec()
-    spec.tmp.mkdir(parents=True, exist_ok=True)
-    told: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    process = await EngineProcess.start(
-        [sys.executable, "-c", textwrap.dedent(late)],
-        environment(spec.inherited, {"TMPDIR": str(spec.tmp)}),
-        log=spec.log,
-        rotation=spec.rotation,
-        on_line=lambda line: told.set_result(line) if line.startswith("late") else None,
-    )
-    pid = int((await asyncio.wait_for(told, 10)).split()[1])
+    process, said = await running(make_spec(), late, "late")
+    pid = int(said)
     assert await process.stop(grace=10) == 128 + signal.SIGTERM
     assert await gone(pid)
     assert not list(Path("/dev/shm").glob(f"__KMP_REGISTERED_LIB_{pid}_*"))
+
+
+async def test_a_semaphore_goes_with_whoever_made_it(make_spec: MakeSpec) -> None:
+    """It has it mapped by a name that is gone; the process that would put it away is killed, too."""
+    makes = """
+        import multiprocessing, time
+
+        lock = multiprocessing.get_context("spawn").Lock()
+        print("made", lock._semlock.name, flush=True)
+        time.sleep(60)
+    """
+    spec = make_spec()
+    process, name = await running(spec, makes, "made")
+    semaphore = Path(f"/dev/shm/sem.{name.removeprefix('/')}")
+    assert semaphore.exists()
+    async with asyncio.timeout(10):  # until the keeper has been round
+        while semaphore.name not in (spec.tmp / "shared-memory").read_text():
+            await asyncio.sleep(0.02)
+    os.kill(process.pid or 0, signal.SIGKILL)
+    assert await asyncio.wait_for(process.wait(), 5) == 128 + signal.SIGKILL
+    assert not semaphore.exists()
 
 
 async def test_a_server_that_does_not_stop_is_killed(make_spec: MakeSpec) -> None:

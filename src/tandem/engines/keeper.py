@@ -27,6 +27,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lies, shm_overview(7)
 # Python's shared memory and semaphores, and torch's, directly in that folder; a deleted one has more on its line.
 _MAPPED = re.compile(r" /dev/shm/((?:psm_|sem\.|torch_)[^/\s]+)$", re.MULTILINE)
+# Whoever makes a semaphore has it mapped by a name that is gone (sem_open of glibc links it to the other): its inode.
+_MADE = re.compile(r" (\d+)\s+/dev/shm/sem\.\S+ \(deleted\)$", re.MULTILINE)
 _MARK = re.compile(r"__KMP_REGISTERED_LIB_(\d+)_\d+")  # OpenMP's, of one process
 _NOTE = "shared-memory"
 _TRACKER = b"multiprocessing.resource_tracker"
@@ -192,7 +194,10 @@ def left_by(pid: int) -> set[Path]:
         maps = Path(f"/proc/{pid}/maps").read_text()
     except OSError:
         return {mark}
-    return {mark} | {_SHARED_MEMORY / name for name in _MAPPED.findall(maps)}
+    names = set(_MAPPED.findall(maps))
+    if made := {int(inode) for inode in _MADE.findall(maps)}:
+        names |= {each.name for each in os.scandir(_SHARED_MEMORY) if each.inode() in made}
+    return {mark} | {_SHARED_MEMORY / name for name in names}
 
 
 def _command(pid: int) -> bytes:
