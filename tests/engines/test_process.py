@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,31 @@ async def test_a_semaphore_goes_with_whoever_made_it(make_spec: MakeSpec) -> Non
     os.kill(process.pid or 0, signal.SIGKILL)
     assert await asyncio.wait_for(process.wait(), 5) == 128 + signal.SIGKILL
     assert not semaphore.exists()
+
+
+def test_a_process_lives_as_long_as_any_of_its_threads() -> None:
+    """Its first one may be a zombie by then; what it has started is its own until the last has ended."""
+    script = """
+        import ctypes, subprocess, sys, threading, time
+
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        threading.Thread(target=time.sleep, args=(60,)).start()
+        print(child.pid, flush=True)
+        ctypes.CDLL(None).pthread_exit(None)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        try:
+            deadline = time.monotonic() + 10
+            while ") Z " not in Path(f"/proc/{process.pid}/stat").read_text():
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert {process.pid, child} <= set(keeper.descendants(os.getpid()))
+        finally:
+            process.kill()
+            os.kill(child, signal.SIGKILL)
 
 
 async def test_a_server_that_does_not_stop_is_killed(make_spec: MakeSpec) -> None:

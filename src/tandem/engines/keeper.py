@@ -170,7 +170,7 @@ def _note(shared_memory: Collection[Path]) -> None:
 
 
 def _living() -> dict[int, tuple[int, int]]:
-    """Parent and session of every process; a zombie counts as dead."""
+    """Parent and session of every process; a zombie counts as dead, but not while threads of it live."""
     found: dict[int, tuple[int, int]] = {}
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
@@ -179,7 +179,8 @@ def _living() -> dict[int, tuple[int, int]]:
                 stat = Path(entry.path, "stat").read_text().rpartition(")")[2].split()
             except OSError:
                 continue
-            if stat[0] not in "ZX":
+            # Children stay with a process of which only the first thread has ended; field 20 is how many it has.
+            if stat[0] not in "ZX" or int(stat[17]) > 1:
                 found[int(entry.name)] = (int(stat[1]), int(stat[3]))
     return found
 
