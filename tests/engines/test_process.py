@@ -109,6 +109,21 @@ async def test_a_semaphore_goes_with_whoever_made_it(make_spec: MakeSpec) -> Non
     assert not semaphore.exists()
 
 
+def test_a_mark_stays_while_its_process_lives() -> None:
+    """Its number may be another's by now; but whoever was just killed may take a moment to end."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        mark = Path(f"/dev/shm/__KMP_REGISTERED_LIB_{process.pid}_{os.getuid()}")
+        mark.touch()
+        try:
+            keeper.put_away([mark])
+            assert mark.exists()
+            keeper.put_away([mark], {process.pid})
+            assert not mark.exists()
+        finally:
+            mark.unlink(missing_ok=True)
+            process.kill()
+
+
 def test_a_process_lives_as_long_as_any_of_its_threads() -> None:
     """Its first one may be a zombie by then; what it has started is its own until the last has ended."""
     script = """

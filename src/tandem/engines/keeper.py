@@ -135,13 +135,17 @@ def kill_all(find: Callable[[], Collection[int]], shared_memory: Collection[Path
                 continue
             killed.add(pid)
         time.sleep(0.01)
-    put_away(left)
+    put_away(left, killed)
     return killed
 
 
-def put_away(shared_memory: Collection[Path]) -> None:
-    """Remove what was shared, but for the mark of a process that lives: its number may be another's by now."""
-    living = _living()
+def put_away(shared_memory: Collection[Path], killed: Collection[int] = ()) -> None:
+    """Remove what was shared, but for the mark of a process that lives: its number may be another's by now.
+
+    Args:
+        killed: processes that have just been, and may be on their way out still.
+    """
+    living = _living().keys() - set(killed)
     for path in shared_memory:
         mark = _MARK.fullmatch(path.name)
         if not (mark and int(mark[1]) in living):
