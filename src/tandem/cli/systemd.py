@@ -113,8 +113,8 @@ def _install_for_system(text: str, service: "Service") -> None:
         if closed := _closed_to_others(path):
             raise SetupError(
                 f"the service's user {USER} could not read {path}: {closed} is closed to others",
-                "Install Tandem and the engines in a place for all, such as /opt/tandem "
-                "(`tandem install --into /opt/tandem/engines`), or use --user",
+                "Install Tandem and the engines in a place for all, such as /usr/local/lib/tandem "
+                "(`tandem install --into /usr/local/lib/tandem/engines`), or use --user",
             )
     _write({Path("/etc/sysusers.d/tandem.conf"): SYSUSERS, Path("/etc/systemd/system") / UNIT: text})
     _run("systemd-sysusers", "tandem.conf")

@@ -26,7 +26,7 @@ class Service:
     """What the unit is to run.
 
     Attributes:
-        command: the service's command line, such as ``/opt/tandem/bin/tandem up``.
+        command: the service's command line, such as ``/usr/local/lib/tandem/bin/tandem up``.
         environment: its environment; no secrets, since everyone can read a unit.
         drain_timeout: seconds that requests in flight get when it stops.
         gpu: whether it uses NVIDIA GPUs.
