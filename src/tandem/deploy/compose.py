@@ -100,7 +100,7 @@ def settings(tables: Mapping[str, Mapping[str, object]]) -> str:
     Args:
         tables: of numbers, texts, truth values and lists of texts, whose JSON is TOML.
     """
-    lines = ["# The router's settings: those of `[router]` and `[api]` that are not the defaults."]
+    lines = ["# The router's settings, as far as they are not the defaults and compose.yaml does not say them."]
     for table, values in tables.items():
         lines += [f"[{table}]"] * bool(table and values)
         lines += [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items()]
