@@ -1,5 +1,8 @@
 # The two commands that matter: `make up` serves, `make test` tests. Both set up all they need in .venv.
-PYTHON ?= python3
+# python3; where that was built without optimisation, the distribution's of the same release, if that was not.
+ifndef PYTHON
+PYTHON := $(shell release=$$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])'); for each in python3 /usr/bin/python$$release; do $$each -I src/tandem/doctor/interpreter.py >/dev/null 2>&1 && echo $$each && exit; done; echo python3)
+endif
 BIN := .venv/bin
 UV_PIP = VIRTUAL_ENV=.venv $(BIN)/uv pip
 COMPILE = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate --custom-compile-command "make pins"

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
+from tandem.doctor import interpreter
+
 _PACKAGES = {"nginx": "nginx-light", "wrk": "wrk", "taskset": "util-linux"}
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -29,12 +31,20 @@ class Cores:
     load: int
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """The command line that all scripts have, and the machine made ready: tools there, files enough, signals heard."""
+def arguments(description: str, *, beside: bool = False) -> argparse.Namespace:
+    """The command line that all scripts have, and the machine made ready: tools there, files enough, signals heard.
+
+    Args:
+        beside: whether another Tandem can be measured, too.
+    """
     parser = argparse.ArgumentParser(description=description.partition("\n")[0])
     parser.add_argument(
         "--quick", action="store_true", help="a few seconds, to see that it works; figures mean nothing"
     )
+    if beside:
+        parser.add_argument(
+            "--beside", type=Path, metavar="TANDEM", help="the bin/tandem of another environment, to measure as well"
+        )
     given = parser.parse_args()
     if missing := [tool for tool in _PACKAGES if shutil.which(tool) is None]:
         packages = " ".join(_PACKAGES[tool] for tool in missing)
@@ -62,13 +72,15 @@ def pick(allowed: Set[int], siblings: Mapping[int, Set[int]]) -> Cores:
 
 
 def described(chosen: Cores, versions: Mapping[str, str]) -> str:
-    """One line: processor, cores, who ran where, versions."""
+    """One line: processor, cores, who ran where, versions, Python and whether that was built to be fast."""
     with Path("/proc/cpuinfo").open() as lines:
         names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
         model = next(names, platform.machine())
     where = f"router on core {chosen.router}, upstream on {chosen.upstream}, load on {chosen.load}"
     told = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return f"{model}, {os.cpu_count()} cores ({where}); Linux {platform.release()}; {told}."
+    built = interpreter.look()
+    python = f"Python {built['version']} ({'optimised' if built['optimised'] else 'built without optimisation'})"
+    return f"{model}, {os.cpu_count()} cores ({where}); Linux {platform.release()}; {told}; {python}."
 
 
 def nginx_version() -> str:

@@ -24,7 +24,7 @@ from peers import Gateway, Running
 
 CASE = static_upstream.COMPLETIONS
 CONNECTIONS = 1000
-GATEWAYS = tuple(each for each in peers.GATEWAYS if each != peers.DEFAULTS)  # each program once
+GATEWAYS = tuple(each for each in peers.gateways() if each != peers.DEFAULTS)  # each program once
 HEAD = (
     "",
     "at start, MiB",

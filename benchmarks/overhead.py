@@ -2,7 +2,8 @@
 
 wrk asks through each gateway, and directly, for completions and for embeddings as floats that nginx has ready, with 50
 connections and with one, in rounds that take all of them in turn. Prints the medians of five rounds, with the spread.
-Usage: ``python benchmarks/overhead.py [--quick]``; needs nginx and wrk (``apt install nginx-light wrk``).
+Usage: ``python benchmarks/overhead.py [--quick] [--beside TANDEM]``; needs nginx and wrk
+(``apt install nginx-light wrk``).
 """
 
 import contextlib
@@ -42,7 +43,8 @@ class Series:
 
 def main() -> None:
     """Measure all and print the table."""
-    quick = machine.arguments(str(__doc__)).quick
+    given = machine.arguments(str(__doc__), beside=True)
+    quick = given.quick
     rounds, many, alone = (1, 1, 1) if quick else (5, 1, 1)
     cores, versions = machine.cores(), peers.versions()
     asked = 0
@@ -51,7 +53,8 @@ def main() -> None:
         folder = stack.enter_context(machine.workspace())
         upstream = stack.enter_context(static_upstream.whole(cores.upstream, folder))
         through = [peers.direct(upstream)]
-        through += [stack.enter_context(peers.running(each, upstream, cores.router, folder)) for each in peers.GATEWAYS]
+        gateways = peers.gateways(given.beside)
+        through += [stack.enter_context(peers.running(each, upstream, cores.router, folder)) for each in gateways]
         series = {(case.name, each.name): Series() for case in CASES for each in through}
         for case in CASES:
             for each in through:

@@ -45,11 +45,13 @@ class Gateway:
     name: as the tables say it.
     package: of a peer, its name on the package index, which is its program's, too.
     command: the command line behind the program's name, for an upstream, a port, and a port for metrics.
+    program: where its program is, if not in an environment of the benchmarks.
     """
 
     name: str
     package: str
     command: Callable[[Upstream, int, int], list[str]]
+    program: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -85,14 +87,19 @@ def _tuned(upstream: Upstream, port: int, metrics: int) -> list[str]:
     return [*_rust(upstream, port, metrics), "--policy", "round_robin"]
 
 
-TANDEM = Gateway("tandem", "vllm-tandem", _tandem)
+TANDEM = Gateway("tandem", "vllm-tandem", _tandem, Path(sys.executable).with_name("tandem"))
 DEFAULTS = Gateway("vllm-router, defaults", "vllm-router", _rust)
 PEERS = (
     DEFAULTS,
     Gateway("vllm-router", "vllm-router", _vllm),
     Gateway("sglang-router", "sglang-router", _sglang),
 )
-GATEWAYS = (TANDEM, *PEERS)
+
+
+def gateways(beside: Path | None = None) -> tuple[Gateway, ...]:
+    """All of them; with another environment's ``tandem``, say one with another Python, that as well."""
+    others = (Gateway("tandem, the other", "vllm-tandem", _tandem, beside.absolute()),) if beside else ()
+    return (TANDEM, *others, *PEERS)
 
 
 def direct(upstream: Upstream) -> Running:
@@ -116,8 +123,8 @@ def running(gateway: Gateway, upstream: Upstream, core: int, folder: Path) -> It
 
 def program(gateway: Gateway) -> Path:
     """Its program; a peer that is not there yet is installed first."""
-    if gateway is TANDEM:
-        return Path(sys.executable).with_name("tandem")
+    if gateway.program:
+        return gateway.program
     found = _environment(gateway) / "bin" / gateway.package
     if not found.exists():
         install(gateway)

@@ -5,7 +5,7 @@ second to each: 5,000 in all. Each event carries the time at which it was sent. 
 caller had it; a pause's delay is by how much longer it was, between two events of a stream, than at the upstream. Both
 are measured directly, too, in the same rounds, and what a gateway adds is the difference: caller and upstream also
 need time.
-Usage: ``python benchmarks/streams.py [--quick]``.
+Usage: ``python benchmarks/streams.py [--quick] [--beside TANDEM]``.
 """
 
 import asyncio
@@ -68,7 +68,8 @@ class Series:
 
 def main() -> None:
     """Measure all and print the table."""
-    quick = machine.arguments(str(__doc__)).quick
+    given = machine.arguments(str(__doc__), beside=True)
+    quick = given.quick
     rounds, seconds = (1, 1.0) if quick else (3, 5.0)
     cores, versions = machine.cores(), peers.versions()
     asked = 0
@@ -77,7 +78,8 @@ def main() -> None:
         folder = stack.enter_context(machine.workspace())
         upstream = stack.enter_context(static_upstream.paced(RATE, cores.upstream, folder))
         through = [peers.direct(upstream)]
-        through += [stack.enter_context(peers.running(each, upstream, cores.router, folder)) for each in peers.GATEWAYS]
+        gateways = peers.gateways(given.beside)
+        through += [stack.enter_context(peers.running(each, upstream, cores.router, folder)) for each in gateways]
         series = {each.name: Series() for each in through}
         os.sched_setaffinity(0, {cores.load})
         for _ in range(rounds):

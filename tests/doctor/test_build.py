@@ -1,11 +1,15 @@
 """Whether vLLM, torch, cards and driver belong together, from what they say of themselves."""
 
+import json
+import platform
 import sys
+import sysconfig
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tandem.doctor import build
+from tandem.doctor import build, interpreter
 from tandem.doctor.build import Driver, Torch
 from tandem.doctor.finding import Level
 from tandem.engines.hardware import Card, Hardware
@@ -65,6 +69,51 @@ def test_a_card_that_others_use_is_told() -> None:
     busy = Card(0, "NVIDIA L4", 24 * 2**30, 4 * 2**30, "570")
     (finding, _) = build.cards(Hardware((busy,), 8, 2**36, frozenset()), Driver("570", (12, 8)), present=True)
     assert (finding.level, finding.says) == (Level.WARNING, "NVIDIA L4, 4.0 of 24.0 GiB free")
+
+
+def built(**differently: object) -> dict[str, object]:
+    return {"version": "3.11.7", "optimised": True, "headers": True, "environments": True} | differently
+
+
+def test_a_python_that_was_built_without_optimisation_is_told() -> None:
+    assert build.python(built()).level is Level.OK
+    told = build.python(built(optimised=False))
+    assert (told.level, told.says.partition(":")[0]) == (Level.WARNING, "3.11.7, built without optimisation")
+
+
+def test_this_python_is_asked() -> None:
+    """As the interpreter of an environment sees itself; headers and optimisation are as they may be."""
+    (own, *_) = build.python_of(replace(CPU_BUILD, python=Path(sys.executable)))
+    assert own == build.python(interpreter.look(), "engine's Python")
+    assert own.says.startswith(platform.python_version())
+
+
+@pytest.mark.parametrize(("vllm", "level"), [(CUDA_BUILD, Level.PROBLEM), (CPU_BUILD, Level.WARNING)])
+def test_missing_headers_are_told(vllm: Vllm, level: Level, tmp_path: Path) -> None:
+    """Triton needs them before a card does anything, vllm#27890."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho '{json.dumps(built(headers=False))}'; exit 1\n")
+    python.chmod(0o755)
+    findings = list(build.python_of(replace(vllm, python=python)))
+    assert [(each.subject, each.level) for each in findings] == [("engine's Python", Level.OK), ("headers", level)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "prefix", "optimised"),
+    [
+        ("'--enable-shared' '--enable-optimizations' '--with-lto'", "/opt/python", True),
+        ("'--enable-shared' '--prefix=/root/.pyenv/versions/3.11.7'", "/root/.pyenv/versions/3.11.7", False),
+        ("'--enable-shared' '--prefix=/usr' '--with-system-expat'", "/usr", True),
+        (None, "C:\\Python311", True),
+    ],
+)
+def test_how_a_python_was_built(
+    arguments: str | None, prefix: str, optimised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As pyenv's, Debian's and Windows' builds say it."""
+    monkeypatch.setitem(sysconfig.get_config_vars(), "CONFIG_ARGS", arguments)
+    monkeypatch.setattr(sys, "base_prefix", prefix)
+    assert interpreter.look()["optimised"] is optimised
 
 
 @pytest.mark.parametrize(

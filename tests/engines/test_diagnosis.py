@@ -91,12 +91,13 @@ def test_the_cause_of_a_recorded_failure_is_found(log: str, cause: str, mend: st
             "the hub cannot be reached",
         ),
         ("huggingface_hub.errors.RepositoryNotFoundError: 401 Client Error.", "the hub has no such model"),
+        ("/tmp/tmps1rkq3y3/main.c:5:10: fatal error: Python.h: No such file or directory", "Python.h is not there"),
     ],
 )
 def test_causes_that_were_not_recorded(line: str, cause: str) -> None:
     """Sentences of the sources of vLLM 0.24 to 0.33 and of torch, and as users have reported them.
 
-    vllm#17835, #36099, #5736, #4618, #19185, pytorch/torchtitan#853, ai-dynamo/dynamo#4934.
+    vllm#17835, #36099, #5736, #4618, #19185, #27890, pytorch/torchtitan#853, ai-dynamo/dynamo#4934.
     """
     assert cause in diagnose(["noise", line, "RuntimeError: Engine core initialization failed."], 1).cause
 

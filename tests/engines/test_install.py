@@ -94,6 +94,15 @@ def test_a_complete_environment_is_found_again(asked: list[list[str]]) -> None:
     assert asked.count(["venv"]) == 1
 
 
+def test_another_python_gets_another_environment(asked: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is built better, say: the engines are to run on it, too."""
+    first = installed()
+    asked.clear()
+    monkeypatch.setattr(sys, "base_prefix", "/usr/local/python")
+    assert installed().python != first.python
+    assert asked.count(["venv"]) == 1
+
+
 def test_an_environment_that_no_longer_runs_is_made_anew(
     asked: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

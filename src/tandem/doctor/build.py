@@ -1,13 +1,14 @@
-"""The build of vLLM, the torch beside it, and whether both fit this machine's processor, cards and driver."""
+"""The build of vLLM, the Python and the torch it has, and whether they fit this machine's processor, cards, driver."""
 
 import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tandem.doctor import interpreter
 from tandem.doctor.finding import Finding, fine, problem, refused, warning
 from tandem.engines import install, launch
 from tandem.engines.diagnosis import diagnose
@@ -51,7 +52,7 @@ class Torch:
 
 
 def examine(engine_python: Path | None, hardware: Hardware) -> Iterator[Finding]:
-    """Every finding about vLLM, torch, processor, cards and driver. Importing vLLM takes seconds."""
+    """Every finding about vLLM, Python, torch, processor, cards and driver. Importing vLLM takes seconds."""
     driver = None
     try:
         driver = ask_driver()
@@ -60,6 +61,7 @@ def examine(engine_python: Path | None, hardware: Hardware) -> Iterator[Finding]
     else:
         yield from cards(hardware, driver, present=_cards_present())
     yield from processor(hardware)
+    yield python(interpreter.look())
     try:
         vllm = install.find(engine_python)
     except SetupError as exc:
@@ -67,6 +69,7 @@ def examine(engine_python: Path | None, hardware: Hardware) -> Iterator[Finding]
         return
     yield release(vllm)
     yield fitting(vllm, hardware)
+    yield from python_of(vllm)
     torch = ask_torch(vllm.python)
     yield from torch_fits(vllm, torch, driver)
     yield imports(vllm.python)
@@ -136,6 +139,30 @@ def processor(hardware: Hardware) -> Iterator[Finding]:
         yield warning("processor", says, "A processor with AVX512-BF16, AMX or Arm's BF16 is several times as fast")
     else:
         yield fine("processor", f"{hardware.cores} cores, fast in {hardware.fast_cpu_dtype}")
+
+
+def python(built: Mapping[str, object], whose: str = "Python") -> Finding:
+    """Whether a Python, as :func:`interpreter.look` tells of it, was built to be fast."""
+    if built["optimised"]:
+        return fine(whose, f"{built['version']}, optimised")
+    says = f"{built['version']}, built without optimisation: each request takes more of the processor than it need"
+    mend = (
+        "Make Tandem's environment anew with the distribution's Python or uv's (pyenv builds an optimised one with "
+        "PYTHON_CONFIGURE_OPTS=--enable-optimizations), then run `tandem install`"
+    )
+    return warning(whose, says, mend)
+
+
+def python_of(vllm: Vllm) -> Iterator[Finding]:
+    """The same of the engines' Python, and whether what compiles against it can do so."""
+    ran = subprocess.run([vllm.python, "-I", interpreter.__file__], capture_output=True, text=True, timeout=60)
+    built = json.loads(ran.stdout)
+    yield python(built, "engine's Python")
+    if not built["headers"]:
+        # vllm#27890: with a card, Triton compiles against it before anything runs.
+        tell = problem if vllm.build == "cuda" else warning
+        mend = "Install Python's headers (`apt install python3-dev`, `dnf install python3-devel`)"
+        yield tell("headers", "Python.h is not there: what torch and Triton compile cannot be", mend)
 
 
 def release(vllm: Vllm) -> Finding:

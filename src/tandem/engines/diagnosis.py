@@ -250,6 +250,11 @@ _CAUSES: tuple[tuple[re.Pattern[str], _Cause, str], ...] = (
         _fixed("its vLLM was made for another build of torch than the one beside it"),
         _REINSTALL,
     ),
+    (
+        re.compile(r"fatal error: Python\.h: No such file or directory"),
+        _fixed("Python.h is not there, which torch and Triton compile against"),
+        "Install Python's headers (`apt install python3-dev`, `dnf install python3-devel`)",
+    ),
 )
 
 

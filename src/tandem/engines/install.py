@@ -184,7 +184,8 @@ def install(hardware: Hardware, *, version: str | None, into: Path | None, say: 
         )
     build: Build = "cuda" if hardware.gpu else "cpu"
     requirements, overrides = _requirements(build, version)
-    digest = hashlib.sha256(f"{sys.version_info[:2]}{requirements}{overrides}".encode()).hexdigest()[:8]
+    python = f"{sys.version_info[:2]}{sys.base_prefix}"
+    digest = hashlib.sha256(f"{python}{requirements}{overrides}".encode()).hexdigest()[:8]
     folder = (into or data_dir() / f"{build}-{version or 'pinned'}-{digest}").absolute()
     with _locked(data_dir(), say):
         found = _found(folder, digest)
