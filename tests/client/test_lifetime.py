@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -52,6 +53,31 @@ async def test_within_a_loop(connect: Connect) -> None:
         assert np.array_equal(await client.embed_chunks_async(TEXTS, 7), EXPECTED)
     with pytest.raises(ClientClosedError):
         await client.embed_batch_async(["a"])
+
+
+def test_a_connection_that_is_made_while_the_client_is_closed_is_closed_too(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a thread whose batch nobody waits for any longer, say, since another one's failed."""
+    client = connect()
+    asked, closed = threading.Event(), threading.Event()
+    made: list[socket.socket] = []
+
+    def slow(*where: Any, **how: Any) -> socket.socket:
+        asked.set()
+        closed.wait(20)
+        made.append(create_connection(*where, **how))
+        return made[0]
+
+    create_connection = socket.create_connection
+    monkeypatch.setattr(socket, "create_connection", slow)
+    with ThreadPoolExecutor(1) as threads:
+        answered = threads.submit(client.embed_single, "a")
+        assert asked.wait(20)
+        client.close()
+        closed.set()
+        assert np.array_equal(answered.result(20), vector("a"))
+    assert [each.fileno() for each in made] == [-1]
 
 
 async def test_a_cancelled_call_leaves_nothing(service: Service, connect: Connect) -> None:

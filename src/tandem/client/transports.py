@@ -92,6 +92,7 @@ class HttpTransport:
     def __init__(self, config: VLLMConfig, trace: Callable[[], Mapping[str, str]] = dict) -> None:
         self._wire = _Wire(config, trace)
         self._pool = httpx2.HTTPTransport(**_pool_arguments(config))
+        self._closed = False
 
     def send(self, request: EmbeddingRequest, call: Call) -> Answer:
         """Post it, and decode what comes back."""
@@ -107,10 +108,13 @@ class HttpTransport:
                         raise TimeoutError("the deadline passed while the answer came")
             finally:
                 response.close()
+                if self._closed:  # the pool does not know of a connection that was being made when it was closed
+                    response.extensions["network_stream"].close()
         return self._wire.answer(request, response, body)
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections; one that a thread is making just now is closed after its answer."""
+        self._closed = True
         self._pool.close()
 
 
