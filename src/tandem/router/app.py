@@ -138,6 +138,7 @@ class Router:
             if refusal is not None and not end.gone:
                 exchange.error = refusal.code or refusal.type
                 exchange.fail(refusal.status, answers.body(refusal), answers.event(refusal), refusal.headers)
+            refusal = None  # what was raised knows this frame: kept, it would wait for the collector, too
             self._ended(exchange, left=end.gone and not exchange.complete)
 
     async def _handle(self, exchange: Exchange) -> None:

@@ -1,6 +1,7 @@
 """One connection to an engine: HTTP/1.1 on asyncio's own protocols and httptools' parser, one exchange at a time."""
 
 import asyncio
+import copy
 import time
 from collections.abc import Callable, Mapping
 from typing import Protocol, cast
@@ -93,7 +94,7 @@ class Connection(asyncio.Protocol):
         outbox.put(self._transport, message)
         while not self._status:
             if self._lost is not None:
-                raise self._lost
+                raise copy.copy(self._lost)  # what is raised knows its frames, and so this: it is not to be kept here
             await self._news()
         return self._status, self._headers
 
@@ -179,6 +180,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._fail(UpstreamError(f"the engine closed the connection{f' ({exc})' if exc else ''}"))
+        self._parser = None  # it knows this, too: nothing is to be left to the garbage collector
 
     # httptools' callbacks
 
@@ -232,10 +234,14 @@ class Connection(asyncio.Protocol):
     def _check(self) -> None:
         """Raise what keeps the body from coming."""
         if self._fault is not None:
-            raise self._fault
+            fault, self._fault = self._fault, None
+            try:
+                raise fault
+            finally:
+                del fault
         if self._lost is not None and not self._complete:
             self._lost.answered = True
-            raise self._lost
+            raise copy.copy(self._lost)
 
     def _fail(self, reason: UpstreamError) -> None:
         self._lost = self._lost or reason

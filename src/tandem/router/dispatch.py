@@ -137,9 +137,10 @@ class Dispatch:
             try:
                 result = await self._once(exchange, lease.engine, question, use)
             except EngineFault as exc:
-                fault = exc
                 lease.failed(gone=exc.gone, counts=lease.engine.name not in blamed)
                 blamed.add(lease.engine.name)
+                if not await self._may_ask_again(exchange, exc):
+                    raise
             except ApiError:
                 lease.succeeded()  # it is well: it refused
                 raise
@@ -149,7 +150,6 @@ class Dispatch:
             else:
                 lease.succeeded()
                 return result
-            await self._may_ask_again(exchange, fault)
             tried, patient = lease.engine.name, True
 
     async def _once(
@@ -188,15 +188,16 @@ class Dispatch:
             _log.warning("%s %s: %s", exchange.id, engine.name, exc)
             raise answers.unreachable(answered=exc.answered, gone=True) from exc
 
-    async def _may_ask_again(self, exchange: Asking, fault: EngineFault) -> None:
-        """Returns after a pause if the question may be asked again; else raises ``fault``."""
+    async def _may_ask_again(self, exchange: Asking, fault: EngineFault) -> bool:
+        """Whether the question may be asked again after ``fault``; if so, a pause has passed."""
         if exchange.status:
-            raise fault
+            return False
         pause = retry.delay(exchange.retries + 1, random.random())  # noqa: S311 - jitter
         pause = max(pause, fault.pause or 0.0)
         in_time = clock() + pause < exchange.deadline
         if not (fault.again and in_time and exchange.retries + 1 < retry.ATTEMPTS and self._budget.spend()):
             fault.headers["x-should-retry"] = "false"  # it was asked often enough, or asking does not help
-            raise fault
+            return False
         exchange.retries += 1
         await asyncio.sleep(pause)
+        return True

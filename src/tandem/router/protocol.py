@@ -62,6 +62,8 @@ class Protocol(HttpToolsProtocol):
         for caller in self._callers:
             if not caller.response_complete:
                 caller.leave()
+        self._callers.clear()  # they know this connection: each other's, they would wait for the collector
+        self.cycle = None  # type: ignore[assignment]
 
     def on_message_begin(self) -> None:
         self.url = b""
