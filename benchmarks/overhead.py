@@ -1,7 +1,7 @@
 """What a gateway costs a whole answer: requests a second on one core, and time added to one request.
 
 wrk asks through each gateway, and directly, for completions and for embeddings as floats that nginx has ready, with 50
-connections and with one, in rounds that take all of them in turn. Prints the medians of five rounds, with the spread.
+connections and with one, in rounds that take all of them in turn. Prints the medians of seven rounds, with the spread.
 Usage: ``python benchmarks/overhead.py [--quick] [--beside TANDEM]``; needs nginx and wrk
 (``apt install nginx-light wrk``).
 """
@@ -45,7 +45,7 @@ def main() -> None:
     """Measure all and print the table."""
     given = machine.arguments(str(__doc__), beside=True)
     quick = given.quick
-    rounds, many, alone = (1, 1, 1) if quick else (5, 1, 1)
+    rounds, many, alone = (1, 1, 1) if quick else (7, 1, 1)
     cores, versions = machine.cores(), peers.versions()
     asked = 0
     with contextlib.ExitStack() as stack:
