@@ -2,6 +2,7 @@
 
 import json
 import platform
+import subprocess
 import sys
 import sysconfig
 from dataclasses import replace
@@ -86,6 +87,13 @@ def test_this_python_is_asked() -> None:
     (own, *_) = build.python_of(replace(CPU_BUILD, python=Path(sys.executable)))
     assert own == build.python(interpreter.look(), "engine's Python")
     assert own.says.startswith(platform.python_version())
+
+
+def test_as_a_script_it_says_whether_this_python_is_a_good_one() -> None:
+    """For make, which looks for one."""
+    ran = subprocess.run([sys.executable, "-I", interpreter.__file__], capture_output=True, text=True)
+    assert json.loads(ran.stdout) == interpreter.look()
+    assert ran.returncode == (not all(interpreter.look().values()))
 
 
 @pytest.mark.parametrize(("vllm", "level"), [(CUDA_BUILD, Level.PROBLEM), (CPU_BUILD, Level.WARNING)])
