@@ -8,7 +8,7 @@ UV_PIP = VIRTUAL_ENV=.venv $(BIN)/uv pip
 COMPILE = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate --custom-compile-command "make pins"
 
 # uv does not read pip's settings; where pip is told of another index, uv is, too.
-PIP_INDEX := $(or $(PIP_INDEX_URL),$(shell $(PYTHON) -m pip config get global.index-url 2>/dev/null))
+PIP_INDEX := $(or $(PIP_INDEX_URL),$(shell for each in $(PYTHON) python3; do $$each -m pip config get global.index-url 2>/dev/null && exit; done))
 ifneq ($(PIP_INDEX),)
 export UV_DEFAULT_INDEX ?= $(PIP_INDEX)
 endif
