@@ -109,8 +109,8 @@ def test_missing_headers_are_told(vllm: Vllm, level: Level, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "prefix", "optimised"),
     [
-        ("'--enable-shared' '--enable-optimizations' '--with-lto'", "/opt/python", True),
-        ("'--enable-shared' '--prefix=/root/.pyenv/versions/3.11.7'", "/root/.pyenv/versions/3.11.7", False),
+        ("'--enable-shared' '--enable-optimizations' '--with-lto'", "/python/3.11", True),
+        ("'--enable-shared' '--prefix=/pyenv/versions/3.11.7'", "/pyenv/versions/3.11.7", False),
         ("'--enable-shared' '--prefix=/usr' '--with-system-expat'", "/usr", True),
         (None, "C:\\Python311", True),
     ],

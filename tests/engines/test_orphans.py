@@ -33,7 +33,7 @@ def test_orphans_are_known_by_folder_and_session(tmp_path: Path, short_path: Pat
         process(proc, first, first, TMPDIR=tmp, VLLM_RPC_BASE_PATH=tmp)
         process(proc, first + 1, first)  # it named itself, and wrote over its environment
     process(proc, 12, 10, "Z")
-    process(proc, 30, 30, TMPDIR="/tmp", HOME="/home/me")
+    process(proc, 30, 30, TMPDIR="/tmp")
     process(proc, 40, 40, TMPDIR="/tmp/mine", VLLM_RPC_BASE_PATH="/tmp/mine")
     with alive.claim():
         assert orphans(proc) == [Orphan(10, gone.path), Orphan(11, gone.path)]
