@@ -82,8 +82,6 @@ class Parts:
 
     def read(self, part: bytes) -> None:
         self.read_so_far += part
-
-    def flush(self) -> None:
         self.some.set()
 
 
@@ -91,7 +89,7 @@ async def test_an_answer_left_early_is_broken_off(engine: ScriptedEngine, upstre
     engine.scripts["/v1/x"] = stream(*({"n": n} for n in range(1000)), pause=0.01)
     got = await upstream.request("POST", "/v1/x", b"{}")
     parts = Parts()
-    feeding = asyncio.create_task(got.feed(parts))
+    feeding = asyncio.create_task(got.feed(parts.read))
     await asyncio.wait_for(parts.some.wait(), 2)
     assert b"data" in parts.read_so_far
     feeding.cancel()
@@ -112,7 +110,7 @@ async def test_what_a_reader_raises_is_raised_where_it_was_given(engine: Scripte
         if not pause:
             await asyncio.sleep(0.05)
         with pytest.raises(ValueError, match="data"):
-            await got.feed(Picky())
+            await got.feed(Picky().read)
         got.close()
 
 
@@ -121,7 +119,7 @@ async def test_what_is_held_does_not_come(engine: ScriptedEngine, upstream: Upst
     engine.scripts["/v1/x"] = stream(*({"n": n} for n in range(5)), pause=0.02)
     got = await upstream.request("POST", "/v1/x", b"{}", first=1.0, between=0.1)
     parts = Parts()
-    feeding = asyncio.create_task(got.feed(parts))
+    feeding = asyncio.create_task(got.feed(parts.read))
     await asyncio.wait_for(parts.some.wait(), 2)
     got.hold(True)
     before = len(parts.read_so_far)
@@ -168,7 +166,7 @@ async def test_a_large_answer_arrives_whole(engine: ScriptedEngine, upstream: Up
     got.close()
     got = await upstream.request("GET", "/x")
     parts = Parts()
-    await got.feed(parts)
+    await got.feed(parts.read)
     assert len(parts.read_so_far) == 5_000_000
 
 

@@ -4,7 +4,7 @@ import asyncio
 import copy
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol, cast
+from typing import cast
 
 import httptools
 
@@ -14,6 +14,8 @@ from tandem.router.outbox import Outbox
 # Bytes of an answer that may wait for a slow caller before the engine is told to wait too.
 _BUFFER = 256 * 1024
 _MOST_HEADERS = 64 * 1024
+
+Reader = Callable[[bytes], None]  # takes a body as it comes
 
 
 class UpstreamError(TandemError):
@@ -39,16 +41,6 @@ class Nonsense(UpstreamError):
         super().__init__(message, answered=True)
 
 
-class Reader(Protocol):
-    """Takes a body as it comes."""
-
-    def read(self, part: bytes) -> None:
-        """A part of it."""
-
-    def flush(self) -> None:
-        """No more of it is there now."""
-
-
 class Connection(asyncio.Protocol):
     """One connection, one exchange at a time."""
 
@@ -67,6 +59,7 @@ class Connection(asyncio.Protocol):
         self._reader: Reader | None = None
         self._fault: Exception | None = None  # of the reader
         self._chunks: list[bytes] = []
+        self.on_body = self._chunks.append  # the parser's callback, without a frame of Python's for each part
         self._buffered = 0
         self._complete = False
         self._paused = False
@@ -103,18 +96,14 @@ class Connection(asyncio.Protocol):
         while not self._chunks and not self._complete:
             self._check()
             await self._news()
-        chunk = b"".join(self._chunks)
-        self._chunks.clear()
-        self._buffered = 0
+        chunk = self._taken()
         self.hold(paused=False)
         return chunk
 
     async def feed(self, reader: Reader) -> None:
         """Hand the body to ``reader`` as it comes, and return at its end."""
         if self._chunks:
-            parts, self._chunks, self._buffered = self._chunks, [], 0
-            reader.read(b"".join(parts))
-            reader.flush()
+            reader(self._taken())
         self.hold(paused=False)
         self._reader = reader
         while not self._complete:
@@ -163,13 +152,16 @@ class Connection(asyncio.Protocol):
         if self._parser is None:
             self.abort()  # nobody asked
             return
+        nonsense = None
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as exc:
-            self._fail(Nonsense(f"the engine answered nonsense ({exc})"))
+            nonsense = Nonsense(f"the engine answered nonsense ({exc})")
+        if self._chunks:
+            self._body_came(len(data))
+        if nonsense is not None:
+            self._fail(nonsense)
             self.abort()
-        if self._reader is not None:
-            self._hand(self._reader.flush)
 
     def eof_received(self) -> bool:
         # An answer without a length ends with the connection.
@@ -200,18 +192,6 @@ class Connection(asyncio.Protocol):
         self._status = status
         self._wake()
 
-    def on_body(self, body: bytes) -> None:
-        self._heard = time.monotonic()
-        self._patience = self._between
-        if self._reader is not None:
-            self._hand(self._reader.read, body)
-            return
-        self._chunks.append(body)
-        self._buffered += len(body)
-        if self._buffered > _BUFFER:
-            self.hold(paused=True)
-        self._wake()
-
     def on_message_complete(self) -> None:
         assert self._parser is not None  # noqa: S101 - it is the caller
         if self._status:
@@ -219,14 +199,33 @@ class Connection(asyncio.Protocol):
             self._complete = True
             self._wake()
 
-    def _hand(self, take: Callable[..., None], *part: bytes) -> None:
-        """Give the reader what there is; what it raises is raised where it was given."""
+    def _body_came(self, size: int) -> None:
+        """Something of the body has, in ``size`` bytes: the reader gets it, or it waits to be asked for.
+
+        What a reader raises is raised where the reader was given.
+        """
+        self._heard = time.monotonic()
+        self._patience = self._between
+        if self._reader is None:
+            self._buffered += size
+            if self._buffered > _BUFFER:
+                self.hold(paused=True)
+            self._wake()
+            return
         try:
-            take(*part)
+            self._reader(self._taken())
         except Exception as exc:
             self._fault = exc
             self._reader = None
             self._wake()
+
+    def _taken(self) -> bytes:
+        """All that has come and was not taken yet."""
+        parts = self._chunks
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        self._buffered = 0
+        return body
 
     def _unframed(self) -> bool:
         return b"content-length" not in self._headers and b"transfer-encoding" not in self._headers

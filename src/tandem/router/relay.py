@@ -88,7 +88,7 @@ class Relay(Generic[R]):
         exchange.end.on_flow = answer.hold
         answer.hold(exchange.end.paused)
         try:
-            await answer.feed(events)
+            await answer.feed(events.read)
         except UpstreamError:
             if not events.done:
                 raise
@@ -124,7 +124,7 @@ class _Events:
         *events, self._rest = (self._rest + part if self._rest else part).split(b"\n\n")
         for event in events:
             if self.done:  # read to the end all the same, so that the connection can be kept
-                return
+                break
             if not event.startswith(b"data:"):
                 continue
             data = event[5:].strip()
@@ -139,6 +139,7 @@ class _Events:
                 self._ready.append(said)
         if len(self._rest) > _LARGEST_EVENT:
             raise answers.nonsense()
+        self.flush()
 
     def flush(self) -> None:
         """Send what there is."""
