@@ -423,13 +423,15 @@ async def wrong_count(call: Call, *, indices: list[int]) -> None:
     call.whole(as_json(call.vectors(indices) if "data" in said else {**said, "choices": []}))
 
 
-async def bad_json(call: Call, *, events: int = 0) -> None:
+async def bad_json(call: Call, *, events: int = 0, form: str = "cut") -> None:
+    """JSON that is cut off, not UTF-8, or too deep to be read."""
+    said = {"cut": b'{"id": "cmpl-1", "choices": [', "bytes": b'{"id": "\xff"}', "deep": b'{"x": ' + b"[" * 50_000}[form]
     if not call.streamed:
-        call.whole(b'{"id": "cmpl-1", "choices": [')
+        call.whole(said)
         return
     call.open_stream()
     await call.events(events)
-    await call.part(b'data: {"id": "cmpl-1", "choices": [\n\n')
+    await call.part(b"data: " + said + b"\n\n")
     await call.part(event("[DONE]"))
     call.close_stream()
 

@@ -113,7 +113,7 @@ def test_chunks() -> None:
     assert json.loads(shown[6:])["usage"] == USAGE
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b"{}", b'{"data": 3}'])
+@pytest.mark.parametrize("body", [b"", b"<html>", b"{}", b'{"data": 3}', b'{"model": "\xff"}', b"[" * 100_000])
 def test_nonsense_is_a_502(body: bytes) -> None:
     with pytest.raises(ApiError) as caught:
         FORM.whole(EmbeddingResponse, body, Asked("m"))

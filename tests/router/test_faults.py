@@ -262,6 +262,8 @@ BEFORE_THE_FIRST_EVENT = cases(
     ("wrong_content_type", {"whole": True}, (S,), 502, "upstream_broke_off", 3),
     ("not_http", {}, ALL, 502, "bad_gateway", 1),
     ("bad_json", {}, ALL, 502, "bad_gateway", 1),
+    ("bad_json", {"form": "bytes"}, ALL, 502, "bad_gateway", 1),
+    ("bad_json", {"form": "deep"}, ALL, 502, "bad_gateway", 1),
     ("empty", {}, (E, P), 502, "bad_gateway", 1),
     ("empty", {}, (S,), 502, "upstream_broke_off", 3),
     ("error_event", {"code": 500}, (S, "chat stream"), 502, "engine_error", 3),

@@ -22,6 +22,7 @@ from tandem.models.responses import (
 )
 from tandem.router.refusals import refusal
 from tandem.router.translate import Asked
+from tandem.router.upstream import UNREADABLE
 
 Answered = EmbeddingResponse | Completion | ChatCompletion | ChatCompletionChunk
 
@@ -69,7 +70,7 @@ class Form:
         """
         try:
             decoded = _decoders[kind].decode(body)
-        except msgspec.DecodeError as exc:
+        except UNREADABLE as exc:
             raise nonsense() from exc
         decoded.model = asked.model
         if isinstance(decoded, EmbeddingResponse):
@@ -100,7 +101,7 @@ class Form:
         """
         try:
             decoded = _decoders[kind].decode(event)
-        except msgspec.DecodeError:
+        except UNREADABLE:
             raise error(event, asked) from None
         decoded.model = asked.model
         for choice in decoded.choices:
@@ -222,7 +223,7 @@ def error(body: bytes, asked: Asked, status: int | None = None, *, retry_after: 
     """
     try:
         said = _decode_error(body).error
-    except msgspec.DecodeError:
+    except UNREADABLE:
         if status is None:
             return nonsense()
         said = _EngineError()

@@ -11,7 +11,7 @@ from tandem.fleet import Engine
 from tandem.models.requests import MAX_TOKENS, ChatCompletionRequest, CompletionRequest
 from tandem.router import checks, wording
 from tandem.router.connection import UpstreamError
-from tandem.router.upstream import Upstreams
+from tandem.router.upstream import UNREADABLE, Upstreams
 
 _SPECIAL = 8  # special tokens that a tokenizer may add to a text
 _TEMPLATE = 4096  # bytes that a chat template may add to its messages
@@ -67,7 +67,7 @@ class Contexts:
         return self._check(engine, request, wanted)
 
     async def _check(self, engine: Engine, request: CompletionRequest | ChatCompletionRequest, wanted: int) -> None:
-        with suppress(TimeoutError, UpstreamError, msgspec.DecodeError):
+        with suppress(TimeoutError, UpstreamError, *UNREADABLE):
             async with asyncio.timeout(_PATIENCE):
                 if isinstance(request, ChatCompletionRequest):
                     question = request.model_dump_json(by_alias=True, include=_TEMPLATED, exclude_unset=True)

@@ -10,7 +10,7 @@ from msgspec import UNSET
 from tandem.fleet import Engine, Fleet, Kind, Snapshot, State, now
 from tandem.models.responses import Health, ServiceHealth
 from tandem.router.connection import UpstreamError
-from tandem.router.upstream import Upstream, Upstreams
+from tandem.router.upstream import UNREADABLE, Upstream, Upstreams
 
 _INTERVAL = 2.0
 _PATIENCE = 10.0
@@ -111,7 +111,7 @@ async def look(engine: Engine, upstream: Upstream) -> Engine:
         # Gone, and perhaps somebody starts it again.
         gone = State.RESTARTING if engine.created else State.WAITING
         return _down(engine, str(exc), State.STALLED if exc.answered else gone)
-    except msgspec.DecodeError as exc:
+    except UNREADABLE as exc:
         return _down(engine, str(exc))
     return msgspec.structs.replace(
         engine,

@@ -14,7 +14,7 @@ import msgspec
 
 from tandem.fleet import Engine
 from tandem.router.connection import UpstreamError
-from tandem.router.upstream import Upstreams
+from tandem.router.upstream import UNREADABLE, Upstreams
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -83,7 +83,7 @@ class Counter:
                         return False
         except (TimeoutError, UpstreamError):
             return None
-        except msgspec.DecodeError:
+        except UNREADABLE:
             return False
         return True
 

@@ -10,8 +10,13 @@ import time
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+import msgspec
+
 from tandem.router.connection import Connection, Nonsense, Reader, UpstreamError, UpstreamTimeout
 from tandem.router.outbox import Outbox
+
+# What msgspec raises where a body is not the JSON that it should be: not UTF-8, and nested without end, included.
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 # vLLM's server closes a connection that was idle for 5 s, by default.
 _IDLE = 4.0

@@ -12,6 +12,7 @@ import orjson
 import pybase64
 
 from tandem.router import answers
+from tandem.router.upstream import UNREADABLE
 
 _BYTES = 4  # of a float32
 
@@ -42,7 +43,7 @@ def read(body: bytes, number: int) -> tuple[list[bytes], int]:
     try:
         answer = _decode(body)
         vectors = [pybase64.b64decode(item.embedding, validate=True) for item in answer.data]
-    except (msgspec.DecodeError, ValueError) as exc:
+    except (*UNREADABLE, ValueError) as exc:
         raise answers.nonsense() from exc
     indices = [item.index for item in answer.data]
     if indices != list(range(number)) or len({len(vector) for vector in vectors}) != 1:
