@@ -13,6 +13,7 @@ from tandem.router.connection import UpstreamError
 from tandem.router.context import Contexts
 from tandem.router.dispatch import Dispatch, Question
 from tandem.router.exchange import Exchange
+from tandem.router.splice import Splicer
 from tandem.router.translate import Asked
 from tandem.router.upstream import Answer
 from tandem.settings import RouterSettings
@@ -83,7 +84,8 @@ class Relay(Generic[R]):
         """
         if not answer.headers.get(b"content-type", b"").startswith(b"text/event-stream"):
             raise answers.error(await answer.read(), asked)
-        events = _Events(exchange, lambda event: self._form.chunk(self._shape.chunk, event, asked))
+        splicer = Splicer(lambda event: self._form.chunk(self._shape.chunk, event, asked))
+        events = _Events(exchange, splicer.chunk)
         assert exchange.end is not None  # noqa: S101 - it is a hot request
         exchange.end.on_flow = answer.hold
         answer.hold(exchange.end.paused)
