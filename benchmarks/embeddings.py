@@ -5,7 +5,9 @@ dimensions, where vLLM's API server is the limit, as on a GPU; and the demo's Mi
 dimensions a second time without orjson, which `tandem install` brings and `pip install vllm` does not. wrk sends one
 text a request, never the same twice, on so many connections, straight to the engine and through the router, in rounds
 that take both; everything shares the machine's cores. Then a client that sends 2,048 texts at a time, beside one that
-sends single texts. Usage: ``python benchmarks/embeddings.py [--quick]``; needs wrk (``apt install wrk``).
+sends single texts. A second table has the CPU that a text took of the engine's two processes and of the router: where
+each has a core of its own, the one that takes most is the limit. Usage: ``python benchmarks/embeddings.py [--quick]``;
+needs wrk (``apt install wrk``).
 """
 
 import contextlib
@@ -17,7 +19,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -34,6 +36,8 @@ from tandem.engines.process import free_port
 PATH = "/v1/embeddings"
 MODEL = "measured"
 MANY = 2048
+_SETTLE = 0.5  # seconds in which an engine ends what the round before left with it
+_PROCESSES = {"API server": "vllm.entrypoints", "EngineCore": "EngineCore", "router": "tandem.router"}
 _SCRIPT = """\
 wrk.method = "POST"
 wrk.headers["Content-Type"] = "application/json"
@@ -72,12 +76,30 @@ FEW, LONG, MANY_CLIENTS, ALONE = (
 BASE64 = Case(64, 12, "base64")
 
 
+@dataclass(frozen=True)
+class Served:
+    """An engine and the router before it: their addresses, and their processes by what they are."""
+
+    engine: str
+    router: str
+    processes: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Round:
+    """What wrk measured, p95 for p99, and the CPU that a text took of each process, in microseconds."""
+
+    measured: load.Measured
+    cpu: Mapping[str, float]
+
+
 def main() -> None:
     """Measure all and print the tables."""
     quick = machine.arguments(str(__doc__)).quick
     rounds, seconds = (1, 1) if quick else (7, 2)
     vllm = install.find(None)
     rows: list[list[str]] = []
+    spent: list[list[str]] = []
     with machine.neighbours() as others, machine.workspace() as folder:
         for name, dimensions, orjson, cases in (
             ("Qwen3, 128 dimensions", 128, True, (FEW, LONG, MANY_CLIENTS, ALONE)),
@@ -85,21 +107,26 @@ def main() -> None:
             ("the same without orjson", 3584, False, (FEW,)),
             ("MiniLM, 384 dimensions", 0, True, (FEW, ALONE)),
         ):
-            with _serving(vllm, folder, dimensions, orjson=orjson) as (engine, router):
-                rows += [[name, str(case), *_compared(case, engine, router, rounds, seconds, folder)] for case in cases]
+            with _serving(vllm, folder, dimensions, orjson=orjson) as served:
+                for case in cases:
+                    direct, through = _compared(case, served, rounds, seconds, folder)
+                    rows.append([name, str(case), *_speeds(direct, through)])
+                    spent.append([name, str(case), *_spent(direct, through)])
                 if dimensions == 128:
-                    fairness = _fairness(router, 3.0 if quick else 20.0)
+                    fairness = _fairness(served.router, 3.0 if quick else 20.0)
         taken = others()
     versions = {"vLLM": ".".join(map(str, vllm.version)), "tandem": __version__}
     print(f"Embeddings, {'one round' if rounds == 1 else f'median of {rounds} rounds (least to most)'}.")
     print(f"{machine.described(machine.cores(), versions)}\n")
     print(report.table(("", "", "direct, texts/s", "through the router", "ratio", "p50, ms", "p95 to direct's"), rows))
+    print("\nCPU a text, µs, straight to the engine → through the router.\n")
+    print(report.table(("", "", *_PROCESSES), spent))
     print(f"\n{fairness}\n{taken}")
 
 
 @contextlib.contextmanager
-def _serving(vllm: install.Vllm, folder: Path, dimensions: int, *, orjson: bool) -> Iterator[tuple[str, str]]:
-    """An engine and the router before it, by their addresses; without ``dimensions``, the demo's model."""
+def _serving(vllm: install.Vllm, folder: Path, dimensions: int, *, orjson: bool) -> Iterator[Served]:
+    """An engine and the router before it; without ``dimensions``, the demo's model."""
     model = str(vllm.demo)
     environment = os.environ | ({} if orjson else {"TANDEM_CONFIG": str(_without_orjson(folder))})
     if dimensions:
@@ -116,7 +143,8 @@ def _serving(vllm: install.Vllm, folder: Path, dimensions: int, *, orjson: bool)
             said = subprocess.run(
                 [TANDEM, "status", "--json", "--run-dir", run_dir], check=True, capture_output=True, text=True
             )
-            yield json.loads(said.stdout)["engines"][0]["url"], f"http://127.0.0.1:{port}"
+            engine = json.loads(said.stdout)["engines"][0]["url"]
+            yield Served(engine, f"http://127.0.0.1:{port}", _processes(service.pid))
         finally:
             end([service])
 
@@ -129,13 +157,42 @@ def _without_orjson(folder: Path) -> Path:
     return path
 
 
-def _compared(case: Case, engine: str, router: str, rounds: int, seconds: int, folder: Path) -> list[str]:
-    _asked(case, engine, 1, folder)
-    _asked(case, router, 1, folder)
+def _processes(service: int) -> dict[str, int]:
+    """Of a service's processes, those that have a part in each request: not those that just watch over them."""
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ") for pid in machine.tree(service)}
+    return {
+        name: max((pid for pid in commands if part.encode() in commands[pid]), key=machine.own_cpu_seconds)
+        for name, part in _PROCESSES.items()
+    }
+
+
+def _compared(case: Case, served: Served, rounds: int, seconds: int, folder: Path) -> tuple[list[Round], list[Round]]:
     direct, through = [], []
-    for _ in range(rounds):
-        direct.append(_asked(case, engine, seconds, folder))
-        through.append(_asked(case, router, seconds, folder))
+    for lasts in (1, *[seconds] * rounds):
+        direct.append(_round(case, served, served.engine, lasts, folder))
+        through.append(_round(case, served, served.router, lasts, folder))
+    return direct[1:], through[1:]  # the first was to warm up
+
+
+def _round(case: Case, served: Served, url: str, seconds: int, folder: Path) -> Round:
+    time.sleep(_SETTLE)
+    before = {name: machine.own_cpu_seconds(pid) for name, pid in served.processes.items()}
+    measured = _asked(case, url, seconds, folder)
+    spent = {name: machine.own_cpu_seconds(pid) - before[name] for name, pid in served.processes.items()}
+    return Round(measured, {name: each / measured.requests * 1e6 for name, each in spent.items()})
+
+
+def _spent(direct: list[Round], through: list[Round]) -> list[str]:
+    def by(name: str, rounds: list[Round]) -> str:
+        return report.spread([each.cpu[name] for each in rounds])
+
+    return [
+        by(name, through) if name == "router" else f"{by(name, direct)} → {by(name, through)}" for name in _PROCESSES
+    ]
+
+
+def _speeds(direct_rounds: list[Round], through_rounds: list[Round]) -> list[str]:
+    direct, through = [each.measured for each in direct_rounds], [each.measured for each in through_rounds]
     pairs = list(zip(direct, through, strict=True))
     return [
         report.spread([each.rate for each in direct]),

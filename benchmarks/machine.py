@@ -132,12 +132,14 @@ def free_port() -> int:
 
 def cpu_seconds(pid: int) -> float:
     """User and system time of a process, of its threads and of its descendants; in steps of a clock tick."""
-    ticks = 0
-    for each in _tree(pid):
-        # The name in brackets may hold spaces: count from behind it.
-        fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / _TICKS
+    return sum(map(own_cpu_seconds, tree(pid)))
+
+
+def own_cpu_seconds(pid: int) -> float:
+    """Likewise, of a process and its threads alone."""
+    # The name in brackets may hold spaces: count from behind it.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 @contextlib.contextmanager
@@ -169,16 +171,17 @@ def _ours() -> float:
 
 def resident(pid: int) -> int:
     """Bytes in memory of a process and its descendants; pages that they share count for each."""
-    pages = sum(int(Path(f"/proc/{each}/statm").read_text().split()[1]) for each in _tree(pid))
+    pages = sum(int(Path(f"/proc/{each}/statm").read_text().split()[1]) for each in tree(pid))
     return pages * resource.getpagesize()
 
 
-def _tree(pid: int) -> Iterator[int]:
+def tree(pid: int) -> Iterator[int]:
+    """A process and its descendants."""
     yield pid
     for thread in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(FileNotFoundError):  # it ended meanwhile
             for child in (thread / "children").read_text().split():
-                yield from _tree(int(child))
+                yield from tree(int(child))
 
 
 def _siblings(core: int) -> set[int]:
