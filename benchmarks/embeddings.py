@@ -167,10 +167,13 @@ def _processes(service: int) -> dict[str, int]:
 
 
 def _compared(case: Case, served: Served, rounds: int, seconds: int, folder: Path) -> tuple[list[Round], list[Round]]:
-    direct, through = [], []
+    direct: list[Round] = []
+    through: list[Round] = []
+    turns = [(direct, served.engine), (through, served.router)]
     for lasts in (1, *[seconds] * rounds):
-        direct.append(_round(case, served, served.engine, lasts, folder))
-        through.append(_round(case, served, served.router, lasts, folder))
+        for seen, url in turns:
+            seen.append(_round(case, served, url, lasts, folder))
+        turns.reverse()  # neither is always the one that comes after the other
     return direct[1:], through[1:]  # the first was to warm up
 
 

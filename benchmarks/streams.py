@@ -70,7 +70,7 @@ def main() -> None:
     """Measure all and print the table."""
     given = machine.arguments(str(__doc__), beside=True)
     quick = given.quick
-    rounds, seconds = (1, 1.0) if quick else (3, 5.0)
+    rounds, seconds = (1, 1.0) if quick else (5, 3.0)
     cores, versions = machine.cores(), peers.versions()
     asked = 0
     with contextlib.ExitStack() as stack:
