@@ -40,7 +40,7 @@ bench: .venv/.server ## the router beside vLLM's and sglang's, the client beside
 	$(BIN)/python benchmarks/client.py $(ARGS)
 	$(BIN)/python benchmarks/startup.py
 
-bench-engines: .venv/.server ## what needs engines: embeddings through the router, how long starts take; about nine minutes, needs wrk
+bench-engines: .venv/.server ## what needs engines: embeddings through the router, how long starts take; about twelve minutes, needs wrk
 	$(BIN)/tandem install
 	$(BIN)/python benchmarks/embeddings.py $(ARGS)
 	$(BIN)/python benchmarks/bring_up.py 1

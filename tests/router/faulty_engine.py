@@ -425,7 +425,8 @@ async def wrong_count(call: Call, *, indices: list[int]) -> None:
 
 async def bad_json(call: Call, *, events: int = 0, form: str = "cut") -> None:
     """JSON that is cut off, not UTF-8, or too deep to be read."""
-    said = {"cut": b'{"id": "cmpl-1", "choices": [', "bytes": b'{"id": "\xff"}', "deep": b'{"x": ' + b"[" * 50_000}[form]
+    forms = {"cut": b'{"id": "cmpl-1", "choices": [', "bytes": b'{"id": "\xff"}', "deep": b'{"x": ' + b"[" * 50_000}
+    said = forms[form]
     if not call.streamed:
         call.whole(said)
         return
