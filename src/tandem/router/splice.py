@@ -22,7 +22,7 @@ _text = re.compile(rb'"(?:text|content|reasoning|reasoning_content)": ?"(' + _PL
 _MARK = b"<|a text|>"
 
 
-class _Form(NamedTuple):
+class _Frame(NamedTuple):
     """What stands before and after the text, theirs and ours."""
 
     before: bytes
@@ -41,7 +41,7 @@ class Splicer:
 
     def __init__(self, write: Write) -> None:
         self._write = write
-        self._form: _Form | None = None
+        self._frame: _Frame | None = None
         self._read = 0  # events
 
     def chunk(self, event: bytes) -> tuple[bytes, Usage | None]:
@@ -50,13 +50,13 @@ class Splicer:
         Raises:
             ApiError: as ``write`` does.
         """
-        form = self._form
-        if form is not None and event.startswith(form.before) and event.endswith(form.after):
-            start, end = len(form.before), len(event) - len(form.after)
+        frame = self._frame
+        if frame is not None and event.startswith(frame.before) and event.endswith(frame.after):
+            start, end = len(frame.before), len(event) - len(frame.after)
             if _plain(event, start, end):
                 text = event[start:end]
                 if text.isascii() or _is_utf8(text):
-                    return form.ours_before + text + form.ours_after, None
+                    return frame.ours_before + text + frame.ours_after, None
         self._read += 1
         # Where every event differs in more than its text, few are looked at in vain.
         if not self._read & (self._read - 1):
@@ -74,7 +74,7 @@ class Splicer:
             return
         parts = said.split(_MARK)
         if usage is None and len(parts) == 2:
-            self._form = _Form(event[:start], event[end:], *parts)
+            self._frame = _Frame(event[:start], event[end:], *parts)
 
 
 def _is_utf8(text: bytes) -> bool:
