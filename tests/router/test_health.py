@@ -43,6 +43,7 @@ async def test_a_healthy_engine_tells_its_model(engine: ScriptedEngine) -> None:
         ({"/health": answer({}, 503)}, "its health check answers 503"),
         ({"/health": answer({}), "/v1/models": answer({"data": []})}, "it serves no model"),
         ({"/health": answer({}), "/v1/models": answer("?")}, "Expected `object`"),
+        ({"/health": answer({}), "/v1/models": answer(None, raw=b'{"data": [{"id": "\xff"}]}')}, "'utf-8' codec"),
     ],
 )
 async def test_an_engine_that_is_not_well(scripts: dict[str, object], reason: str, engine: ScriptedEngine) -> None:
