@@ -189,7 +189,7 @@ async def test_an_engine_that_pads_and_cuts_does_not_agree(engine: ScriptedEngin
         answer({"tokens": ["Hello"]}),
         answer([1, 2]),
         answer(None, raw=b"no JSON"),
-        answer(None, raw=b'{"tokens": "\xff"}'),
+        answer(None, raw=b'{"x": ' + b"[" * 50_000),
         answer(None, raw=b"\xff"),
         answer(None, raw=b""),
     ],
