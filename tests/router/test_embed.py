@@ -924,6 +924,14 @@ async def test_an_engine_that_comes_to_count_otherwise_is_asked_one_by_one_from_
     await unmerged(service)
 
 
+@pytest.mark.parametrize("given", ["a text", [7, 8, 9]])
+async def test_what_goes_alone_is_no_list_of_one(service: Service, given: Input) -> None:
+    """An engine makes less ado of it."""
+    right(await service.ask([given]), [given])
+    (call,) = service.engine.calls
+    assert call.body["input"] == given
+
+
 async def test_a_text_that_goes_alone_is_counted_by_the_engine(service: Service) -> None:
     """Nobody else is in its batch, so what the engine says of that is its use; who joins it has counted by itself."""
     service.engine.counts_more = 7

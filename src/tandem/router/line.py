@@ -246,18 +246,19 @@ class Line:
     async def _ask(self, batch: Batch[Key]) -> tuple[list[bytes], int]:
         engine = self._engine
         assert engine is not None  # noqa: S101 - somebody has asked
+        inputs = [item.input for item in batch.items]
         question: dict[str, object] = {
             "model": engine.model,
-            "input": [item.input for item in batch.items],
+            "input": inputs if len(inputs) > 1 else inputs[0],  # of one alone an engine makes less ado
             "encoding_format": "base64",
         }
         question |= {name: value for name, value in batch.key.parameters.items() if value is not None}
-        asked = Asked(engine.model, inputs=len(batch.items), prompt="input")
+        asked = Asked(engine.model, inputs=len(inputs), prompt="input")
         first = next((job for item in batch.items for job, _ in item.places), None)
         errand = Errand(PATH, self._settings.timeout, first.headers if first else {})
 
         async def use(answer: Answer) -> tuple[list[bytes], int]:
-            found, counted = vectors.read(await answer.read(), len(batch.items))
+            found, counted = vectors.read(await answer.read(), len(inputs))
             if (wanted := batch.key.dimensions) is not None and vectors.size(found[0]) != wanted:
                 raise answers.nonsense()
             return found, counted
