@@ -37,6 +37,7 @@ bench: .venv/.server ## the router beside vLLM's and sglang's, the client beside
 	$(BIN)/python benchmarks/streams.py $(ARGS)
 	$(BIN)/python benchmarks/memory.py $(ARGS)
 	$(BIN)/python benchmarks/rendering.py $(ARGS)
+	$(BIN)/python benchmarks/counting.py $(ARGS)
 	$(BIN)/python benchmarks/client.py $(ARGS)
 	$(BIN)/python benchmarks/startup.py
 

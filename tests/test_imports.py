@@ -8,7 +8,10 @@ import pytest
 import tandem
 
 HEAVY = {"fastapi", "pydantic", "httpx2", "uvicorn", "numpy", "msgspec", "rich", "prometheus_client", "asyncio"}
-SERVERS = {"fastapi", "pydantic", "uvicorn", "uvloop", "httptools", "orjson", "tokenizers", "vllm", "rich", "typer"}
+SERVERS = {
+    *("fastapi", "fastokens", "httptools", "orjson", "pydantic", "rich", "tokenizers", "typer", "uvicorn", "uvloop"),
+    "vllm",
+}
 
 
 def loaded(code: str) -> set[str]:

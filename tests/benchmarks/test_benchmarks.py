@@ -4,8 +4,10 @@ import base64
 import json
 import shutil
 import struct
+from pathlib import Path
 
 import client
+import counting
 import embedding_clients
 import hot_path
 import load
@@ -154,3 +156,15 @@ def test_a_profile_counts_each_function_once_a_stack() -> None:
     """Lines of one function are put together; one that calls itself counts once."""
     stacks = "serve (tandem/a.py:1);ask (tandem/b.py:2) 3\nserve (tandem/a.py:9);serve (tandem/a.py:1) 1\n"
     assert hot_path.rows(stacks) == [["100.0", "25.0", "serve (tandem/a.py)"], ["75.0", "75.0", "ask (tandem/b.py)"]]
+
+
+async def test_the_large_tokenizer_is_one_that_both_counters_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With as many entries as it is to have, though there is too little text for them."""
+    monkeypatch.setattr(counting, "ENTRIES", 2000)
+    text = Path(counting.__file__)
+    made = counting._large([text], tmp_path)
+    assert made.get_vocab_size() == 2000
+    rows = await counting._compared(tmp_path, text.read_text().split(" "), 1)
+    assert [row[0] for row in rows] == ["12 words", "100 words", "500 words"]

@@ -22,9 +22,10 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.models import BPE, WordLevel
+from tokenizers.pre_tokenizers import ByteLevel, Whitespace
 from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer
 
 from tandem.fleet import Engine, Fleet, Snapshot, State, now
 from tandem.router import retry
@@ -32,6 +33,7 @@ from tandem.router.app import Router
 from tandem.router.line import PATH, Line
 from tandem.router.listener import listen
 from tandem.router.server import server
+from tandem.router.tokens import QuickCounter, ThoroughCounter
 from tandem.router.upstream import Upstreams
 from tandem.settings import ApiSettings, RouterSettings
 
@@ -930,6 +932,66 @@ async def test_what_goes_alone_is_no_list_of_one(service: Service, given: Input)
     right(await service.ask([given]), [given])
     (call,) = service.engine.calls
     assert call.body["input"] == given
+
+
+@pytest.fixture
+def pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a tokenizer that the quick counter knows, too, and the engine counts with."""
+    made = Tokenizer(BPE())
+    made.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    trainer = BpeTrainer(vocab_size=300, initial_alphabet=ByteLevel.alphabet(), show_progress=False)
+    made.train_from_iterator(["text of another odd engine"] * 4, trainer)
+    made.save(str(tmp_path / "tokenizer.json"))
+    monkeypatch.setitem(globals(), "COUNTING", made)
+    return tmp_path
+
+
+async def test_a_quick_counter_that_is_wrong_once_is_not_used_again(
+    pieces: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody gets a wrong number; the thorough one takes its place, and requests are merged as before."""
+    count = QuickCounter._count
+    monkeypatch.setattr(QuickCounter, "_count", lambda self, text: count(self, text) + ("odd" in text))
+    async with merging(pieces) as service:
+        await service.opened()
+        assert isinstance(service.line()._counter, QuickCounter)
+        right(await service.ask(["text", "an odd text"]), ["text", "an odd text"])
+        assert "tokenizers counts now" in caplog.text
+        await service.opened()
+        assert isinstance(service.line()._counter, ThoroughCounter)
+        right(await service.ask(["another", "an odd text"]), ["another", "an odd text"])
+        service.engine.counts_more = 1
+        assert (await service.ask(["text", "another"])).status_code == 200
+        assert "not merged any more" in caplog.text
+        assert caplog.text.count("tokenizers counts now") == 1
+
+
+async def test_a_quick_counter_that_does_not_agree_with_the_engine_is_not_used(
+    pieces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(QuickCounter, "ids", lambda _, text: [1] * len(text))
+    async with merging(pieces) as service:
+        await service.opened()
+        assert isinstance(service.line()._counter, ThoroughCounter)
+
+
+async def test_what_was_counted_by_one_that_is_out_of_use_says_nothing_of_the_next(
+    pieces: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two batches that were counted wrong: with the first the counter goes, and the second is asked again, too."""
+    count = QuickCounter._count
+    monkeypatch.setattr(QuickCounter, "_count", lambda self, text: count(self, text) + ("odd" in text))
+    async with merging(pieces) as service:
+        await service.opened()
+        service.engine.hold()
+        asking = []
+        for n in range(2):
+            asking.append(service.ask([f"odd {n}", f"text {n}"]))
+            await service.engine.until_asked(n + 1)
+        service.engine.release()
+        for n, each in enumerate(asking):
+            right(await each, [f"odd {n}", f"text {n}"])
+        assert caplog.text.count("where the engine counts") == 1
 
 
 async def test_a_text_that_goes_alone_is_counted_by_the_engine(service: Service) -> None:

@@ -1,12 +1,15 @@
 """Tokens are counted as the engine counts them, or it is known that they are not."""
 
+import asyncio
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tokenizers import Encoding, Tokenizer
 from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import ByteLevel, Whitespace
@@ -14,7 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 
 from tandem.fleet import Engine, State
-from tandem.router.tokens import Counter
+from tandem.router.tokens import Counter, QuickCounter, ThoroughCounter, counter_of
 from tandem.router.upstream import Upstreams
 
 from .conftest import Script, ScriptedEngine, answer, reset
@@ -50,15 +53,27 @@ def pieces() -> Tokenizer:
     return tokenizer
 
 
-@pytest.fixture(params=[words, pieces])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+@pytest.fixture(params=[(words, False), (pieces, False), (pieces, True)], ids=["words", "pieces", "pieces, quick"])
+def kind(request: pytest.FixtureRequest) -> tuple[Callable[[], Tokenizer], bool]:
+    """What makes a tokenizer, and whether the quick counter is to use it, which does not know all."""
+    made: tuple[Callable[[], Tokenizer], bool] = request.param
+    return made
+
+
+@pytest.fixture
+def folder(kind: tuple[Callable[[], Tokenizer], bool], tmp_path: Path) -> str:
     """One that holds a tokenizer that pads and cuts."""
-    return saved(request.param(), tmp_path)
+    return saved(kind[0](), tmp_path)
 
 
-def loaded(folder: str) -> Counter:
-    counter = Counter.load(folder)
-    assert counter is not None
+@pytest.fixture
+def counter(kind: tuple[Callable[[], Tokenizer], bool], folder: str) -> Counter:
+    return loaded(folder, quick=kind[1])
+
+
+def loaded(folder: str, *, quick: bool = False) -> Counter:
+    counter = counter_of(folder, quick=quick)
+    assert isinstance(counter, QuickCounter if quick else ThoroughCounter)
     return counter
 
 
@@ -82,31 +97,66 @@ async def test_the_files_own_limit_is_not_heeded(tmp_path: Path) -> None:
     assert await counter.count(["word " * 500]) == [502]
 
 
-async def test_texts_are_counted_one_by_one(folder: str) -> None:
+async def test_texts_are_counted_one_by_one(folder: str, counter: Counter) -> None:
     """A batch's longest text is of no concern to the others."""
     texts = ["word", "the quick brown fox " * 30, "", "Ünïcödé 🙂 你好", "  tabs\tand\r\nlines ", "\x00\x7f"]
-    assert await loaded(folder).count(texts) == [len(plain(folder).encode(text).ids) for text in texts]
+    assert await counter.count(texts) == [len(plain(folder).encode(text).ids) for text in texts]
 
 
-async def test_nothing_is_counted_as_nothing(folder: str) -> None:
-    assert await loaded(folder).count([]) == []
+async def test_nothing_is_counted_as_nothing(counter: Counter) -> None:
+    assert await counter.count([]) == []
 
 
-async def test_much_text_is_counted_in_another_thread(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    st.lists(
+        st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(["[SEP]", " [CLS]x", "the\u00a0fox's"])
+    )
+)
+def test_the_quick_counter_makes_the_same_tokens(folder: str, counter: Counter, texts: list[str]) -> None:
+    """Whatever the text, and whatever looks like a special token in it."""
+    text = "".join(texts)
+    assert counter.ids(text) == plain(folder).encode(text).ids
+
+
+@pytest.mark.parametrize(
+    ("quick", "texts", "elsewhere"),
+    [
+        (False, ["word"], [False]),
+        (False, ["the quick word " * 3000, "word"], [True]),
+        (False, ["brown word fox "] * 2048, [True]),
+        (True, ["word"], [False]),
+        (True, ["the quick word " * 10_000, "word"], [True, False]),
+        (True, ["brown word fox "] * 2048, [False] * 2048),
+    ],
+)
+async def test_much_text_is_counted_in_another_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: bool, texts: list[str], elsewhere: list[bool]
+) -> None:
     """With the same result, whether it is much because of its texts' length or of their number."""
-    counter, whole = loaded(folder), plain(folder)
+    folder = saved(pieces(), tmp_path)
+    counter, whole = loaded(folder, quick=quick), plain(folder)
     threads: list[str] = []
-    count = counter._count
+    count = counter._count  # type: ignore[attr-defined]
 
-    def noted(texts: Sequence[str]) -> list[int]:
+    def noted(given: Any) -> Any:
         threads.append(threading.current_thread().name)
-        return count(texts)
+        return count(given)
 
     monkeypatch.setattr(counter, "_count", noted)
-    for texts in (["word"], ["the quick word " * 3000, "word"], ["brown word fox "] * 2048):
-        assert await counter.count(texts) == [len(encoded.ids) for encoded in whole.encode_batch(texts)]
+    assert await counter.count(texts) == [len(encoded.ids) for encoded in whole.encode_batch(texts)]
     here = threading.current_thread().name
-    assert [name == here for name in threads] == [True, False, False]
+    assert [name != here for name in threads] == elsewhere
+
+
+async def test_others_have_their_turn_while_many_texts_are_counted_here(tmp_path: Path) -> None:
+    counter = loaded(saved(pieces(), tmp_path), quick=True)
+    counting = asyncio.create_task(counter.count(["brown word fox "] * 20_000))
+    turns = 0
+    while not counting.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns > 10
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{}", b"no JSON", b"\xff\xfe", b'{"model": {"type": "Unheard-of"}}'])
@@ -116,14 +166,20 @@ def test_without_a_tokenizer_that_can_be_used_there_is_no_counter(
     """And one line says which file was looked for."""
     if content is not None:
         (tmp_path / "tokenizer.json").write_bytes(content)
-    assert Counter.load(str(tmp_path)) is None
+    assert counter_of(str(tmp_path), quick=True) is None
+    assert counter_of(str(tmp_path), quick=False) is None
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert str(tmp_path / "tokenizer.json") in record.getMessage()
 
 
 def test_a_folder_that_is_not_there_has_no_tokenizer(tmp_path: Path) -> None:
-    assert Counter.load(str(tmp_path / "none")) is None
+    assert counter_of(str(tmp_path / "none"), quick=False) is None
+
+
+def test_what_the_quick_counter_does_not_know_it_does_not_count(tmp_path: Path) -> None:
+    """And nothing is said of it: the other one knows it."""
+    assert counter_of(saved(words(), tmp_path), quick=True) is None
 
 
 # Agreement with the engine
@@ -148,35 +204,43 @@ async def agreement(engine: ScriptedEngine, counter: Counter) -> bool | None:
         upstreams.close()
 
 
-async def test_an_engine_that_makes_the_same_tokens_agrees(engine: ScriptedEngine, folder: str) -> None:
+async def test_an_engine_that_makes_the_same_tokens_agrees(
+    engine: ScriptedEngine, folder: str, counter: Counter
+) -> None:
     """It is asked by the name that it serves its model by, on one connection."""
     whole = plain(folder)
     engine.scripts["/tokenize"] = tokenizing(engine, lambda text: whole.encode(text).ids)
-    assert await agreement(engine, loaded(folder)) is True
+    assert await agreement(engine, counter) is True
     assert {path for path, _, _ in engine.asked} == {"/tokenize"}
     assert {asked["model"] for _, _, asked in engine.asked} == {"org/emb"}
     assert engine.connections == 1
 
 
-async def test_an_engine_that_makes_other_tokens_does_not_agree(engine: ScriptedEngine, folder: str) -> None:
+async def test_an_engine_that_makes_other_tokens_does_not_agree(
+    engine: ScriptedEngine, folder: str, counter: Counter
+) -> None:
     """Of one text only, and as many as the router would: the numbers differ."""
     whole = plain(folder)
     engine.scripts["/tokenize"] = tokenizing(
         engine, lambda text: [9] * len(whole.encode(text).ids) if "http" in text else whole.encode(text).ids
     )
-    assert await agreement(engine, loaded(folder)) is False
+    assert await agreement(engine, counter) is False
 
 
-async def test_an_engine_without_special_tokens_does_not_agree(engine: ScriptedEngine, folder: str) -> None:
+async def test_an_engine_without_special_tokens_does_not_agree(
+    engine: ScriptedEngine, folder: str, counter: Counter
+) -> None:
     whole = plain(folder)
     engine.scripts["/tokenize"] = tokenizing(engine, lambda text: whole.encode(text, add_special_tokens=False).ids)
-    assert await agreement(engine, loaded(folder)) is False
+    assert await agreement(engine, counter) is False
 
 
-async def test_an_engine_that_pads_and_cuts_does_not_agree(engine: ScriptedEngine, folder: str) -> None:
+async def test_an_engine_that_pads_and_cuts_does_not_agree(
+    engine: ScriptedEngine, folder: str, counter: Counter
+) -> None:
     raw = Tokenizer.from_file(f"{folder}/tokenizer.json")
     engine.scripts["/tokenize"] = tokenizing(engine, lambda text: raw.encode(text).ids)
-    assert await agreement(engine, loaded(folder)) is False
+    assert await agreement(engine, counter) is False
 
 
 @pytest.mark.parametrize(
@@ -195,11 +259,11 @@ async def test_an_engine_that_pads_and_cuts_does_not_agree(engine: ScriptedEngin
     ],
 )
 async def test_an_engine_that_does_not_tokenize_does_not_agree(
-    engine: ScriptedEngine, folder: str, said: Script
+    engine: ScriptedEngine, counter: Counter, said: Script
 ) -> None:
     """It has no such route, or says what cannot be understood."""
     engine.scripts["/tokenize"] = said
-    assert await agreement(engine, loaded(folder)) is False
+    assert await agreement(engine, counter) is False
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -211,19 +275,19 @@ async def test_of_an_engine_that_has_too_much_to_do_nothing_is_known(
     assert await agreement(engine, loaded(saved(words(), tmp_path))) is None
 
 
-async def test_of_an_engine_that_breaks_off_nothing_is_known(engine: ScriptedEngine, folder: str) -> None:
+async def test_of_an_engine_that_breaks_off_nothing_is_known(engine: ScriptedEngine, counter: Counter) -> None:
     engine.scripts["/tokenize"] = reset()
-    assert await agreement(engine, loaded(folder)) is None
+    assert await agreement(engine, counter) is None
 
 
-async def test_of_an_engine_that_is_not_there_nothing_is_known(folder: str, free_port: int) -> None:
+async def test_of_an_engine_that_is_not_there_nothing_is_known(counter: Counter, free_port: int) -> None:
     scripted = ScriptedEngine()
     scripted.url = f"http://127.0.0.1:{free_port}"
-    assert await agreement(scripted, loaded(folder)) is None
+    assert await agreement(scripted, counter) is None
 
 
 async def test_an_engine_that_is_silent_is_not_waited_for(
-    engine: ScriptedEngine, folder: str, monkeypatch: pytest.MonkeyPatch
+    engine: ScriptedEngine, counter: Counter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is known of it, either."""
     monkeypatch.setattr("tandem.router.tokens._PATIENCE", 0.1)
@@ -232,13 +296,13 @@ async def test_an_engine_that_is_silent_is_not_waited_for(
         await writer.drain()
 
     engine.scripts["/tokenize"] = never
-    assert await agreement(engine, loaded(folder)) is None
+    assert await agreement(engine, counter) is None
 
 
-def test_a_counters_tokenizer_is_its_own(folder: str) -> None:
+def test_a_counters_tokenizer_is_its_own(folder: str, kind: tuple[Callable[[], Tokenizer], bool]) -> None:
     """What is switched off is switched off here, not in the file."""
     before = Path(folder, "tokenizer.json").read_bytes()
-    loaded(folder)
+    loaded(folder, quick=kind[1])
     assert Path(folder, "tokenizer.json").read_bytes() == before
     encoded: Encoding = Tokenizer.from_file(f"{folder}/tokenizer.json").encode("word")
     assert len(encoded.ids) == PADDED

@@ -14,7 +14,7 @@ from tandem.router.admission import overloaded
 from tandem.router.coalesce import Batch, Input, Job, Queue
 from tandem.router.dispatch import Dispatch, Errand, Question
 from tandem.router.exchange import clock
-from tandem.router.tokens import Counter
+from tandem.router.tokens import Counter, QuickCounter, counter_of
 from tandem.router.translate import Asked
 from tandem.router.upstream import Answer, Upstreams
 from tandem.settings import RouterSettings
@@ -69,6 +69,7 @@ class Line:
         self._pace = _Pace()
         self._engine: Engine | None = None
         self._counter: Counter | None = None
+        self._quick = True  # whether it may be the quick one: as long as that was never wrong
         self._compared: tuple[float, str, str] | None = None  # the life of the engine that was compared with
         self._checking: asyncio.Task[None] | None = None
         self._looking: asyncio.TimerHandle | None = None  # while those who come are gathered
@@ -205,7 +206,7 @@ class Line:
 
     async def _send(self, batch: Batch[Key]) -> None:
         """Ask for a batch, and tell everybody who waits; of one that is refused, find the item at fault."""
-        began = clock()
+        began, counter = clock(), self._counter
         try:
             found, counted = await self._ask(batch)
         except EngineFault as exc:
@@ -228,13 +229,8 @@ class Line:
                 batch.items[0].tokens = counted
             self._pace.ended(batch.tokens, began, clock())
             if counted != batch.tokens:
-                _log.error(
-                    "the router counts %d tokens where the engine counts %d: requests for embeddings are not merged "
-                    "any more",
-                    batch.tokens,
-                    counted,
-                )
-                self._counter = None
+                if counter is self._counter is not None:  # else that one is out of use by now
+                    self._miscounted(batch.tokens, counted)
                 self._fail(batch, Miscounted())
                 return
             for item, vector in zip(batch.items, found, strict=True):
@@ -242,6 +238,20 @@ class Line:
                     job.tokens = job.tokens or item.tokens
                     if job.give(index, vector) and (future := self._waiting.get(job)) and not future.done():
                         future.set_result(None)
+
+    def _miscounted(self, ours: int, theirs: int) -> None:
+        """Merge no more; or, if the quick counter was at fault, not before the thorough one agrees with the engine."""
+        if isinstance(self._counter, QuickCounter):
+            _log.warning("fastokens counts %d tokens where the engine counts %d: tokenizers counts now", ours, theirs)
+            self._quick, self._compared = False, None
+        else:
+            _log.error(
+                "the router counts %d tokens where the engine counts %d: requests for embeddings are not merged any "
+                "more",
+                ours,
+                theirs,
+            )
+        self._counter = None
 
     async def _ask(self, batch: Batch[Key]) -> tuple[list[bytes], int]:
         engine = self._engine
@@ -287,10 +297,13 @@ class Line:
         """Open the line if the router counts as the engine does."""
         try:
             await asyncio.to_thread(vectors.load)
-            counter = await asyncio.to_thread(Counter.load, engine.tokenizer)
-            agrees = counter is not None and await counter.agrees(engine, self._upstreams)
-            if agrees is None:  # it does not tell: when it is asked again
-                return
+            for quick in (True, False) if self._quick else (False,):
+                counter = await asyncio.to_thread(counter_of, engine.tokenizer, quick=quick)
+                agrees = counter is not None and await counter.agrees(engine, self._upstreams)
+                if agrees is None:  # it does not tell: when it is asked again
+                    return
+                if agrees:
+                    break
             self._compared = _life(engine)
             if agrees:
                 self._counter = counter

@@ -1,14 +1,19 @@
 """The model's tokenizer, used to count, and its agreement with the engine's.
 
-Counting must be exact: what several callers ask together is one total to the engine. A tokenizer file may pad and cut
-by itself (MiniLM's does, to 128 tokens), which the engine does not; so both are switched off here.
+Counting must be exact: what several callers ask together is one total to the engine. Two libraries count here.
+fastokens, which vLLM offers as well (``--tokenizer-mode fastokens``), needs a fraction of the time and knows byte-level
+BPE, which most models have; tokenizers, the one that engines use by default, knows all the others. A tokenizer file may
+pad and cut by itself (MiniLM's does, to 128 tokens), which the engine does not; so both are switched off here.
 """
 
 import asyncio
+import contextlib
+import ctypes
 import logging
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -16,12 +21,11 @@ from tandem.fleet import Engine
 from tandem.router.connection import UpstreamError
 from tandem.router.upstream import UNREADABLE, Upstreams
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
 _log = logging.getLogger("tandem.router")
-# Text for which another thread is worth its while; the tokenizer works outside the interpreter's lock.
-_MUCH = 20_000
+# Letters for which another thread is worth its while: both libraries work outside the interpreter's lock.
+_MUCH = 20_000  # in all, for tokenizers
+_LONG = 100_000  # of one text, for fastokens: a few milliseconds
+_SLICE = 20_000  # letters that fastokens counts without a pause
 _PATIENCE = 10.0
 _PROBES = (
     "Hello, world",
@@ -37,32 +41,16 @@ class _Tokenized(msgspec.Struct):
     tokens: list[int]
 
 
-class Counter:
-    """Counts an engine's tokens."""
+class Counter(ABC):
+    """Counts an engine's tokens, special ones included."""
 
-    def __init__(self, tokenizer: "Tokenizer") -> None:
-        self._tokenizer = tokenizer
-
-    @classmethod
-    def load(cls, folder: str) -> "Counter | None":
-        """The tokenizer in a model's ``folder``; None where there is none of that form."""
-        from tokenizers import Tokenizer  # here: a router that is replaced should not wait for it
-
-        path = Path(folder, "tokenizer.json")
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as exc:
-            _log.warning("%s is no tokenizer that can be used here: %s", path, exc)
-            return None
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        return cls(tokenizer)
-
+    @abstractmethod
     async def count(self, texts: Sequence[str]) -> list[int]:
-        """How many tokens each text has, special ones included."""
-        if sum(map(len, texts)) < _MUCH:
-            return self._count(texts)
-        return await asyncio.to_thread(self._count, texts)
+        """How many tokens each text has."""
+
+    @abstractmethod
+    def ids(self, text: str) -> list[int]:
+        """Those of one text."""
 
     async def agrees(self, engine: Engine, upstreams: Upstreams) -> bool | None:
         """Whether ``engine`` makes the same tokens of a few texts; None if it does not tell now."""
@@ -79,7 +67,7 @@ class Counter:
                         return None
                     if answer.status != 200:
                         return False
-                    if msgspec.json.decode(said, type=_Tokenized).tokens != self._tokenizer.encode(text).ids:
+                    if msgspec.json.decode(said, type=_Tokenized).tokens != self.ids(text):
                         return False
         except (TimeoutError, UpstreamError):
             return None
@@ -87,5 +75,79 @@ class Counter:
             return False
         return True
 
+
+class QuickCounter(Counter):
+    """fastokens."""
+
+    def __init__(self, file: Path) -> None:
+        # Threads of its own would take the engines' cores, and each would keep a cache of tens of megabytes.
+        os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
+        from fastokens import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self._encode = tokenizer.encode
+
+    async def count(self, texts: Sequence[str]) -> list[int]:
+        counts = []
+        since = 0  # letters, since others had their turn
+        for text in texts:
+            since += len(text)
+            if len(text) > _LONG:
+                counts.append(await asyncio.to_thread(self._count, text))
+            else:
+                counts.append(self._count(text))
+            if since > _SLICE:
+                since = 0
+                await asyncio.sleep(0)
+        return counts
+
+    def ids(self, text: str) -> list[int]:
+        return list(self._encode(text, add_special_tokens=True).ids)
+
+    def _count(self, text: str) -> int:
+        return len(self._encode(text, add_special_tokens=True))
+
+
+class ThoroughCounter(Counter):
+    """tokenizers."""
+
+    def __init__(self, file: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_file(str(file))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+
+    async def count(self, texts: Sequence[str]) -> list[int]:
+        if sum(map(len, texts)) < _MUCH:
+            return self._count(texts)
+        return await asyncio.to_thread(self._count, texts)
+
+    def ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text).ids
+
     def _count(self, texts: Sequence[str]) -> list[int]:
         return [len(encoded.ids) for encoded in self._tokenizer.encode_batch_fast(texts)]
+
+
+def counter_of(folder: str, *, quick: bool) -> Counter | None:
+    """A counter with the tokenizer in a model's ``folder``: fastokens, if it is to be ``quick``; None where there is
+    none of a form that it knows.
+    """
+    file = Path(folder, "tokenizer.json")
+    try:
+        counter = QuickCounter(file) if quick else ThoroughCounter(file)
+    except Exception as exc:
+        level = logging.DEBUG if quick else logging.WARNING  # then the other one may know it
+        _log.log(level, "%s is no tokenizer that can be used here: %s", file, exc)
+        return None
+    _give_back()
+    return counter
+
+
+def _give_back() -> None:
+    """Give back what reading the file took: of a large one more than is kept, and glibc would not."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
