@@ -4,10 +4,11 @@ Engines under `tandem serve`: a Qwen3 that costs next to nothing (see tiny_qwen3
 dimensions, where vLLM's API server is the limit, as on a GPU; and the demo's MiniLM, where the model is. With many
 dimensions a second time without orjson, which `tandem install` brings and `pip install vllm` does not. wrk sends one
 text a request, never the same twice, on so many connections, straight to the engine and through the router, in rounds
-that take both; everything shares the machine's cores. Then a client that sends 2,048 texts at a time, beside one that
-sends single texts. A second table has the CPU that a text took of the engine's two processes and of the router: where
-each has a core of its own, the one that takes most is the limit. Usage: ``python benchmarks/embeddings.py [--quick]``;
-needs wrk (``apt install wrk``).
+that take both; everything shares the machine's cores. A second table has the CPU that a text took of the engine's two
+processes and of the router: where each has a core of its own, the one that takes most is the limit. Then a client that
+waits for each answer and asks both in turn, text by text, so that what is added is not lost in what an engine's own
+time varies by from one second to the next. Last, a client that sends 2,048 texts at a time, beside one that sends
+single texts. Usage: ``python benchmarks/embeddings.py [--quick]``; needs wrk (``apt install wrk``).
 """
 
 import contextlib
@@ -63,16 +64,10 @@ class Case:
     encoding: str
 
     def __str__(self) -> str:
-        who = "1 client" if self.clients == 1 else f"{self.clients} clients"
-        return f"{who}, {self.words} words, {self.encoding}"
+        return f"{self.clients} clients, {self.words} words, {self.encoding}"
 
 
-FEW, LONG, MANY_CLIENTS, ALONE = (
-    Case(64, 12, "float"),
-    Case(64, 100, "float"),
-    Case(256, 12, "float"),
-    Case(1, 12, "float"),
-)
+FEW, LONG, MANY_CLIENTS = Case(64, 12, "float"), Case(64, 100, "float"), Case(256, 12, "float")
 BASE64 = Case(64, 12, "base64")
 
 
@@ -100,18 +95,21 @@ def main() -> None:
     vllm = install.find(None)
     rows: list[list[str]] = []
     spent: list[list[str]] = []
+    alone: list[list[str]] = []
     with machine.neighbours() as others, machine.workspace() as folder:
         for name, dimensions, orjson, cases in (
-            ("Qwen3, 128 dimensions", 128, True, (FEW, LONG, MANY_CLIENTS, ALONE)),
+            ("Qwen3, 128 dimensions", 128, True, (FEW, LONG, MANY_CLIENTS)),
             ("Qwen3, 3,584 dimensions", 3584, True, (FEW, BASE64)),
             ("the same without orjson", 3584, False, (FEW,)),
-            ("MiniLM, 384 dimensions", 0, True, (FEW, ALONE)),
+            ("MiniLM, 384 dimensions", 0, True, (FEW,)),
         ):
             with _serving(vllm, folder, dimensions, orjson=orjson) as served:
                 for case in cases:
                     direct, through = _compared(case, served, rounds, seconds, folder)
                     rows.append([name, str(case), *_speeds(direct, through)])
                     spent.append([name, str(case), *_spent(direct, through)])
+                if dimensions in (0, 128):
+                    alone.append([name, *_alone(served, rounds, 2.0 if quick else 5.0)])
                 if dimensions == 128:
                     fairness = _fairness(served.router, 3.0 if quick else 20.0)
         taken = others()
@@ -121,6 +119,9 @@ def main() -> None:
     print(report.table(("", "", "direct, texts/s", "through the router", "ratio", "p50, ms", "p95 to direct's"), rows))
     print("\nCPU a text, µs, straight to the engine → through the router.\n")
     print(report.table(("", "", *_PROCESSES), spent))
+    print("\nOne client, one text after the other, straight to the engine and through the router in turn.\n")
+    head = ("", "direct, p50, ms", "through the router", "added, ms", "p95 to direct's", "router's CPU, µs")
+    print(report.table(head, alone))
     print(f"\n{fairness}\n{taken}")
 
 
@@ -220,6 +221,29 @@ def _asked(case: Case, url: str, seconds: int, folder: Path) -> load.Measured:
     return load.parse(said.stdout)
 
 
+def _alone(served: Served, rounds: int, seconds: float) -> list[str]:
+    """Of a client alone: its times straight to the engine and through the router, and the difference of the two."""
+    both: tuple[list[list[float]], list[list[float]]] = ([], [])
+    router: list[float] = []
+    with _connected(served.engine) as engine, _connected(served.router) as through:
+        for turn in range(rounds + 1):
+            direct, routed = [], []
+            before, ends = machine.own_cpu_seconds(served.processes["router"]), time.monotonic() + seconds
+            while time.monotonic() < ends:
+                direct.append(_ask(engine, _single(), "float"))
+                routed.append(_ask(through, _single(), "float"))
+            if turn:  # the first was to warm up
+                both[0].append(direct)
+                both[1].append(routed)
+                router.append((machine.own_cpu_seconds(served.processes["router"]) - before) / len(routed) * 1e6)
+    medians = [[report.quantile(each, 0.5) * 1000 for each in side] for side in both]
+    pairs = list(zip(*both, strict=True))
+    added = [report.quantile([ours - theirs for theirs, ours in zip(*pair, strict=True)], 0.5) * 1000 for pair in pairs]
+    late = [report.quantile(ours, 0.95) / report.quantile(theirs, 0.95) for theirs, ours in pairs]
+    shown = [report.spread(each, ".2f") for each in (*medians, added, late)]
+    return [*shown, report.spread(router)]
+
+
 def _fairness(router: str, seconds: float) -> str:
     """How long single texts take, alone and beside a client that sends many at a time."""
     alone = _singles(router, seconds)
@@ -227,12 +251,12 @@ def _fairness(router: str, seconds: float) -> str:
     sent: list[float] = []
 
     def many() -> None:
-        for run in itertools.count():
-            if ended.is_set():
-                return
-            began = time.monotonic()
-            _ask(router, [f"text {number} of {run} and a few words more" for number in range(MANY)])
-            sent.append(time.monotonic() - began)
+        with _connected(router) as connection:
+            for run in itertools.count():
+                if ended.is_set():
+                    return
+                texts = [f"text {number} of {run} and a few words more" for number in range(MANY)]
+                sent.append(_ask(connection, texts, "base64"))
 
     other = threading.Thread(target=many)
     other.start()
@@ -252,23 +276,34 @@ def _fairness(router: str, seconds: float) -> str:
 def _singles(router: str, seconds: float) -> list[float]:
     taken = []
     ends = time.monotonic() + seconds
-    while (began := time.monotonic()) < ends:
-        _ask(router, f"a single text {began}")
-        taken.append(time.monotonic() - began)
+    with _connected(router) as connection:
+        while time.monotonic() < ends:
+            taken.append(_ask(connection, _single(), "base64"))
     return taken
 
 
-def _ask(router: str, given: object) -> None:
-    connection = http.client.HTTPConnection(urlsplit(router).netloc, timeout=120)
-    try:
-        body = json.dumps({"model": MODEL, "input": given, "encoding_format": "base64"})
-        connection.request("POST", PATH, body, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        said = answer.read()
-        if answer.status != 200:
-            raise load.Failed(f"the router answered {answer.status}: {said[:200]!r}")
-    finally:
-        connection.close()
+def _single() -> str:
+    """A text of twelve words that nobody has sent before."""
+    return f"{next(_runs)} is a single text of twelve words that nobody has sent"
+
+
+@contextlib.contextmanager
+def _connected(url: str) -> Iterator[http.client.HTTPConnection]:
+    with contextlib.closing(http.client.HTTPConnection(urlsplit(url).netloc, timeout=120)) as connection:
+        yield connection
+
+
+def _ask(connection: http.client.HTTPConnection, given: object, encoding: str) -> float:
+    """One request; how many seconds its answer took."""
+    body = json.dumps({"model": MODEL, "input": given, "encoding_format": encoding})
+    began = time.perf_counter()
+    connection.request("POST", PATH, body, {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    said = answer.read()
+    taken = time.perf_counter() - began
+    if answer.status != 200:
+        raise load.Failed(f"{connection.host}:{connection.port} answered {answer.status}: {said[:200]!r}")
+    return taken
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The model's tokenizer, used to count, and its agreement with the engine's.
 
 Counting must be exact: what several callers ask together is one total to the engine. Two libraries count here.
-fastokens, which vLLM offers as well (``--tokenizer-mode fastokens``), needs a fraction of the time and knows byte-level
+fastokens, which engines may use as well (``VLLM_USE_FASTOKENS``), needs a fraction of the time and knows byte-level
 BPE, which most models have; tokenizers, the one that engines use by default, knows all the others. A tokenizer file may
 pad and cut by itself (MiniLM's does, to 128 tokens), which the engine does not; so both are switched off here.
 """
