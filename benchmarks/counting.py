@@ -40,7 +40,7 @@ REQUESTS, INPUTS, WORDS = 12, 2048, 100
 _PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_LETTERS = string.ascii_lowercase + " " * 4
+_LETTERS = bytes.maketrans(bytes(range(256)), ((string.ascii_lowercase + " " * 4) * 9)[:256].encode())
 _MIB = 2**20
 
 
@@ -119,7 +119,7 @@ def _resident(tokenizer: Tokenizer, folder: Path, requests: int) -> tuple[list[i
             time.sleep(0.1)
         sizes.append(machine.resident(pid))
         for _ in range(requests):
-            texts = ["".join(chance.choices(_LETTERS, k=WORDS * 8)) for _ in range(INPUTS)]
+            texts = [chance.randbytes(WORDS * 8).translate(_LETTERS).decode() for _ in range(INPUTS)]
             _ask(router, texts, "base64")
         sizes.append(machine.resident(pid))
     return sizes, requests * INPUTS

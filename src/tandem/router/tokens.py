@@ -13,6 +13,7 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -22,10 +23,8 @@ from tandem.router.connection import UpstreamError
 from tandem.router.upstream import UNREADABLE, Upstreams
 
 _log = logging.getLogger("tandem.router")
-# Letters for which another thread is worth its while: both libraries work outside the interpreter's lock.
-_MUCH = 20_000  # in all, for tokenizers
-_LONG = 100_000  # of one text, for fastokens: a few milliseconds
-_SLICE = 20_000  # letters that fastokens counts without a pause
+# Letters for which others have their turn, or another thread has the work: both libraries leave the interpreter's lock.
+_MUCH = 20_000
 _PATIENCE = 10.0
 _PROBES = (
     "Hello, world",
@@ -88,17 +87,19 @@ class QuickCounter(Counter):
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self._encode = tokenizer.encode
+        self._apart = ThreadPoolExecutor(1)  # no more of them, for the same reason
 
     async def count(self, texts: Sequence[str]) -> list[int]:
         counts = []
         since = 0  # letters, since others had their turn
         for text in texts:
             since += len(text)
-            if len(text) > _LONG:
-                counts.append(await asyncio.to_thread(self._count, text))
+            if len(text) > _MUCH:
+                loop = asyncio.get_running_loop()
+                counts.append(await loop.run_in_executor(self._apart, self._count, text))
             else:
                 counts.append(self._count(text))
-            if since > _SLICE:
+            if since > _MUCH:
                 since = 0
                 await asyncio.sleep(0)
         return counts
