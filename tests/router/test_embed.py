@@ -33,7 +33,7 @@ from tandem.router.app import Router
 from tandem.router.line import PATH, Line
 from tandem.router.listener import listen
 from tandem.router.server import server
-from tandem.router.tokens import QuickCounter, ThoroughCounter
+from tandem.router.tokens import QuickCounter, ThoroughCounter, Uncountable
 from tandem.router.upstream import Upstreams
 from tandem.settings import ApiSettings, RouterSettings
 
@@ -970,6 +970,47 @@ async def test_a_quick_counter_that_does_not_agree_with_the_engine_is_not_used(
     pieces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(QuickCounter, "ids", lambda _, text: [1] * len(text))
+    async with merging(pieces) as service:
+        await service.opened()
+        assert isinstance(service.line()._counter, ThoroughCounter)
+
+
+class Panic(BaseException):
+    """What Rust's panics are in Python: no Exception."""
+
+
+@pytest.mark.parametrize(
+    "fault", [ValueError("pcre2: match limit"), Panic("called `Option::unwrap()` on a `None` value")]
+)
+async def test_a_quick_counter_that_fails_is_not_used_again(
+    pieces: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: BaseException
+) -> None:
+    """The request goes alone, and the thorough one takes its place."""
+    async with merging(pieces) as service:
+        await service.opened()
+        counter = service.line()._counter
+        encode = counter._encode  # type: ignore[union-attr]
+
+        def failing(text: str, **more: Any) -> Any:
+            if "odd" in text:
+                raise fault
+            return encode(text, **more)
+
+        monkeypatch.setattr(counter, "_encode", failing)
+        right(await service.ask(["text", "an odd text"]), ["text", "an odd text"])
+        assert f"fastokens has failed ({type(fault).__name__}: {fault}): tokenizers counts now" in caplog.text
+        await service.opened()
+        assert isinstance(service.line()._counter, ThoroughCounter)
+        right(await service.ask(["another", "an odd text"]), ["another", "an odd text"])
+
+
+async def test_a_quick_counter_that_fails_while_it_is_compared_is_not_used(
+    pieces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any) -> Any:
+        raise Uncountable("fault")
+
+    monkeypatch.setattr(QuickCounter, "_encoded", failing)
     async with merging(pieces) as service:
         await service.opened()
         assert isinstance(service.line()._counter, ThoroughCounter)

@@ -113,6 +113,7 @@ async def _count(line: Line, inputs: Sequence[Input], cut: int | None, context: 
 
     Raises:
         ApiError: 400, an input has more than the ``context`` that the engine has.
+        Miscounted: the router cannot tell.
     """
     if isinstance(inputs[0], str):
         tokens = await line.count([text for text in inputs if isinstance(text, str)])

@@ -14,7 +14,7 @@ from tandem.router.admission import overloaded
 from tandem.router.coalesce import Batch, Input, Job, Queue
 from tandem.router.dispatch import Dispatch, Errand, Question
 from tandem.router.exchange import clock
-from tandem.router.tokens import Counter, QuickCounter, counter_of
+from tandem.router.tokens import Counter, QuickCounter, Uncountable, counter_of
 from tandem.router.translate import Asked
 from tandem.router.upstream import Answer, Upstreams
 from tandem.settings import RouterSettings
@@ -95,9 +95,19 @@ class Line:
         return not self._sent and not len(self._queue)
 
     async def count(self, texts: Sequence[str]) -> list[int]:
-        """How many tokens the engine makes of each text."""
-        assert self._counter is not None  # noqa: S101 - only an open line counts
-        return await self._counter.count(texts)
+        """How many tokens the engine makes of each text.
+
+        Raises:
+            Miscounted: the router cannot tell.
+        """
+        counter = self._counter
+        assert counter is not None  # noqa: S101 - only an open line counts
+        try:
+            return await counter.count(texts)
+        except Uncountable as exc:
+            if counter is self._counter:
+                self._distrust(f"fastokens has failed ({exc})")
+            raise Miscounted from exc
 
     async def vectors(
         self, engine: Engine, key: Key, inputs: Sequence[Input], tokens: Sequence[int], headers: Mapping[str, str]
@@ -242,16 +252,19 @@ class Line:
     def _miscounted(self, ours: int, theirs: int) -> None:
         """Merge no more; or, if the quick counter was at fault, not before the thorough one agrees with the engine."""
         if isinstance(self._counter, QuickCounter):
-            _log.warning("fastokens counts %d tokens where the engine counts %d: tokenizers counts now", ours, theirs)
-            self._quick, self._compared = False, None
-        else:
-            _log.error(
-                "the router counts %d tokens where the engine counts %d: requests for embeddings are not merged any "
-                "more",
-                ours,
-                theirs,
-            )
+            self._distrust(f"fastokens counts {ours} tokens where the engine counts {theirs}")
+            return
+        _log.error(
+            "the router counts %d tokens where the engine counts %d: requests for embeddings are not merged any more",
+            ours,
+            theirs,
+        )
         self._counter = None
+
+    def _distrust(self, why: str) -> None:
+        """Count thoroughly from now on, once the thorough counter has been compared with the engine."""
+        _log.warning("%s: tokenizers counts now", why)
+        self._quick, self._compared, self._counter = False, None, None
 
     async def _ask(self, batch: Batch[Key]) -> tuple[list[bytes], int]:
         engine = self._engine

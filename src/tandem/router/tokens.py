@@ -15,9 +15,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from tandem.errors import TandemError
 from tandem.fleet import Engine
 from tandem.router.connection import UpstreamError
 from tandem.router.upstream import UNREADABLE, Upstreams
@@ -36,6 +38,10 @@ _PROBES = (
 )
 
 
+class Uncountable(TandemError):
+    """The quick counter has failed, of which nothing says that it cannot."""
+
+
 class _Tokenized(msgspec.Struct):
     tokens: list[int]
 
@@ -45,11 +51,19 @@ class Counter(ABC):
 
     @abstractmethod
     async def count(self, texts: Sequence[str]) -> list[int]:
-        """How many tokens each text has."""
+        """How many tokens each text has.
+
+        Raises:
+            Uncountable: a quick counter has failed.
+        """
 
     @abstractmethod
     def ids(self, text: str) -> list[int]:
-        """Those of one text."""
+        """Those of one text.
+
+        Raises:
+            Uncountable: a quick counter has failed.
+        """
 
     async def agrees(self, engine: Engine, upstreams: Upstreams) -> bool | None:
         """Whether ``engine`` makes the same tokens of a few texts; None if it does not tell now."""
@@ -70,7 +84,7 @@ class Counter(ABC):
                         return False
         except (TimeoutError, UpstreamError):
             return None
-        except UNREADABLE:
+        except (*UNREADABLE, Uncountable):
             return False
         return True
 
@@ -105,10 +119,18 @@ class QuickCounter(Counter):
         return counts
 
     def ids(self, text: str) -> list[int]:
-        return list(self._encode(text, add_special_tokens=True).ids)
+        return list(self._encoded(text).ids)
 
     def _count(self, text: str) -> int:
-        return len(self._encode(text, add_special_tokens=True))
+        return len(self._encoded(text))
+
+    def _encoded(self, text: str) -> Any:
+        try:
+            return self._encode(text, add_special_tokens=True)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as exc:  # see counter_of
+            raise Uncountable(f"{type(exc).__name__}: {exc}") from exc
 
 
 class ThoroughCounter(Counter):
@@ -140,7 +162,9 @@ def counter_of(folder: str, *, quick: bool) -> Counter | None:
     file = Path(folder, "tokenizer.json")
     try:
         counter = QuickCounter(file) if quick else ThoroughCounter(file)
-    except Exception as exc:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as exc:  # a panic of Rust's is no Exception
         level = logging.DEBUG if quick else logging.WARNING  # then the other one may know it
         _log.log(level, "%s is no tokenizer that can be used here: %s", file, exc)
         return None
