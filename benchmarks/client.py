@@ -51,7 +51,7 @@ def main() -> None:
     cores = machine.cores()
     with machine.neighbours() as others:
         print(table(cpu(cores, 1 if given.quick else ROUNDS, 640 if given.quick else 6400)))
-        print(f"\n{machine.described(cores, versions())} {others()}\n")
+        print(f"\n{machine.described(versions(), cores)} {others()}\n")
     if given.engine:
         with machine.neighbours() as others:
             print(throughput(1 if given.quick else 3, 2_000 if given.quick else 20_000))

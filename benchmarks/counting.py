@@ -1,8 +1,9 @@
 """What it costs to count a text's tokens, and what the router then keeps in memory, with 151,000 tokens to know.
 
 The tokenizer is of Qwen's kind (byte-level BPE), trained on Python's standard library and filled up with pairs of its
-tokens; the texts are pieces of that library, none twice. First both of the router's counters in turn, one text at a
-time. Then a router before an engine that does nothing but count, which is sent texts of words that nobody has seen.
+tokens; the texts are pieces of that library, each used once. First both of the router's counters in turn, one text at
+a time. Then a router before an engine that does nothing but count, which is sent texts of random letters, and with them
+some that are so long that they are counted in a thread of their own.
 Usage: ``python benchmarks/counting.py [--quick]``.
 """
 
@@ -34,8 +35,9 @@ from tandem.router.tokens import Counter, counter_of
 
 ENTRIES = 151_000
 LENGTHS = (12, 100, 500)  # words
-ROUNDS, TEXTS = 5, 500
-REQUESTS, INPUTS, WORDS = 12, 2048, 100
+ROUNDS, TEXTS = 5, 100
+REQUESTS, INPUTS, WORDS = 6, 2048, 100
+LONG = 40_000  # letters of a long text
 # Source: `pre_tokenizer` in the tokenizer.json of Qwen/Qwen3-Embedding-0.6B.
 _PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -47,18 +49,19 @@ _MIB = 2**20
 def main() -> None:
     """Measure both and print the tables."""
     quick = machine.arguments(str(__doc__)).quick
-    sources = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    library = Path(sysconfig.get_path("stdlib"))
+    sources = [path for path in sorted(library.rglob("*.py")) if "-packages" not in str(path)]
     with machine.neighbours() as others, machine.workspace() as folder:
         tokenizer = _large(sources, folder)
-        words = " ".join(path.read_text(encoding="utf-8", errors="replace") for path in sources).split(" ")
+        words = " ".join(path.read_text(encoding="utf-8", errors="replace") for path in sources).split()
         rows = asyncio.run(_compared(folder, words, 1 if quick else ROUNDS))
         sizes, texts = _resident(tokenizer, folder, 1 if quick else REQUESTS)
         taken = others()
     print(f"Counting, {'one round' if quick else f'median of {ROUNDS} rounds (least to most)'}.")
-    print(f"{machine.described(machine.cores(), {'tandem': __version__})}\n")
+    print(f"{machine.described({'tandem': __version__})}\n")
     print(report.table(("CPU a text, µs", "tokenizers", "fastokens", "ratio"), rows))
-    print(f"\nThe router with these {ENTRIES:,} tokens, and after {texts:,} texts of some {WORDS} words never seen:\n")
-    head = ("resident, MiB", "at start", "with the tokenizer", "after the texts")
+    print(f"\nThe router with these {ENTRIES:,} tokens, and after texts of some {WORDS} words of random letters:\n")
+    head = ("resident, MiB", "at start", "with the tokenizer", f"{texts // 2:,} texts later", f"{texts:,} texts later")
     print(report.table(head, [["", *(f"{size / _MIB:.0f}" for size in sizes)]]))
     print(f"\n{taken}")
 
@@ -92,8 +95,9 @@ async def _compared(folder: Path, words: list[str], rounds: int) -> list[list[st
     rows = []
     for length in LENGTHS:
         spent: dict[Counter, list[float]] = {thorough: [], quick: []}
+        apart = len(words) // (TEXTS * (rounds + 1))
         for turn in range(rounds + 1):
-            starts = range(turn, len(words) - length, max(1, (len(words) - length) // TEXTS))
+            starts = range(turn * apart * TEXTS, (turn + 1) * apart * TEXTS, apart)
             texts = [" ".join(words[first : first + length]) for first in starts]
             found = []
             for counter, taken in spent.items():
@@ -114,15 +118,19 @@ def _resident(tokenizer: Tokenizer, folder: Path, requests: int) -> tuple[list[i
     chance = random.Random(1)  # noqa: S311 - words of some form
     with _serving(tokenizer) as engine, _router(engine, folder) as (router, pid):
         sizes = [machine.resident(pid)]
+        deadline = time.monotonic() + 30
         while not engine.merged:
+            if time.monotonic() > deadline:
+                raise load.Failed("the router does not merge")
             _ask(router, ["float"], "float")
             time.sleep(0.1)
         sizes.append(machine.resident(pid))
-        for _ in range(requests):
-            texts = [chance.randbytes(WORDS * 8).translate(_LETTERS).decode() for _ in range(INPUTS)]
-            _ask(router, texts, "base64")
-        sizes.append(machine.resident(pid))
-    return sizes, requests * INPUTS
+        for _ in range(2):
+            for _ in range(requests):
+                letters = [LONG, *[WORDS * 8] * (INPUTS - 1)]
+                _ask(router, [chance.randbytes(each).translate(_LETTERS).decode() for each in letters], "base64")
+            sizes.append(machine.resident(pid))
+    return sizes, 2 * requests * INPUTS
 
 
 class _Engine(http.server.ThreadingHTTPServer):

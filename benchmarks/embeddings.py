@@ -115,7 +115,7 @@ def main() -> None:
         taken = others()
     versions = {"vLLM": ".".join(map(str, vllm.version)), "tandem": __version__}
     print(f"Embeddings, {'one round' if rounds == 1 else f'median of {rounds} rounds (least to most)'}.")
-    print(f"{machine.described(machine.cores(), versions)}\n")
+    print(f"{machine.described(versions)}\n")
     print(report.table(("", "", "direct, texts/s", "through the router", "ratio", "p50, ms", "p95 to direct's"), rows))
     print("\nCPU a text, µs, straight to the engine → through the router.\n")
     print(report.table(("", "", *_PROCESSES), spent))

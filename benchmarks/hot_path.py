@@ -44,7 +44,7 @@ def main() -> None:
         stacks = _recorded(router.pid, seconds, folder)
         loading.wait()
         taken = others()
-    print(f"{machine.described(cores, peers.versions())} {taken}\n")
+    print(f"{machine.described(peers.versions(), cores)} {taken}\n")
     print(report.table(("of all samples, %", "by itself", "function"), rows(stacks)))
 
 

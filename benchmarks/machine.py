@@ -71,16 +71,16 @@ def pick(allowed: Set[int], siblings: Mapping[int, Set[int]]) -> Cores:
     return Cores(router, others[0], next(iter(apart), others[0]))
 
 
-def described(chosen: Cores, versions: Mapping[str, str]) -> str:
-    """One line: processor, cores, who ran where, versions, Python and whether that was built to be fast."""
+def described(versions: Mapping[str, str], chosen: Cores | None = None) -> str:
+    """One line: processor, cores, who ran where (none: anywhere), versions, Python and whether that is a fast build."""
     with Path("/proc/cpuinfo").open() as lines:
         names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
         model = next(names, platform.machine())
-    where = f"router on core {chosen.router}, upstream on {chosen.upstream}, load on {chosen.load}"
+    where = f" (router on core {chosen.router}, upstream on {chosen.upstream}, load on {chosen.load})" if chosen else ""
     told = ", ".join(f"{name} {version}" for name, version in versions.items())
     built = interpreter.look()
     python = f"Python {built['version']} ({'optimised' if built['optimised'] else 'built without optimisation'})"
-    return f"{model}, {os.cpu_count()} cores ({where}); Linux {platform.release()}; {told}; {python}."
+    return f"{model}, {os.cpu_count()} cores{where}; Linux {platform.release()}; {told}; {python}."
 
 
 def nginx_version() -> str:

@@ -64,7 +64,7 @@ def main() -> None:
                 found[gateway.name] = _footprint(running, requests, cores.load, folder)
         taken = others()
     print("Resident memory of the gateway.")
-    print(machine.described(cores, versions | {"nginx": machine.nginx_version()}), end="\n\n")
+    print(machine.described(versions | {"nginx": machine.nginx_version()}, cores), end="\n\n")
     print(report.table(HEAD, [_row(gateway, found[gateway.name]) for gateway in GATEWAYS]), end="\n\n")
     print(f"Every one of {sum(each.samples[-1][0] for each in found.values()):,} answers under load was a 200. {taken}")
 

@@ -66,7 +66,7 @@ def main() -> None:
                     asked += _round(case, each, seen, many, alone, cores.load, folder)
         taken = others()
     print(f"Whole answers, {'one round' if rounds == 1 else f'median of {rounds} rounds (least to most)'}.")
-    print(machine.described(cores, versions | {"nginx": machine.nginx_version()}), end="\n\n")
+    print(machine.described(versions | {"nginx": machine.nginx_version()}, cores), end="\n\n")
     print(report.table(HEAD, [_row(case, each, series) for case in CASES for each in through]), end="\n\n")
     print(f"Every one of {asked:,} answers was a 200. {taken}")
 

@@ -38,7 +38,7 @@ def main() -> None:
         seen = others()
     rows = [[name, report.spread(taken, ",.1f")] for name, taken in found.items()]
     print(report.table((f"{NUMBER} x {DIMENSIONS:,} floats", "CPU, ms"), rows))
-    print(f"\n{machine.described(machine.cores(), {'tandem': __version__})} {seen}")
+    print(f"\n{machine.described({'tandem': __version__})} {seen}")
 
 
 def _once(*, tuned: bool) -> float:

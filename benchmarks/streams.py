@@ -88,7 +88,7 @@ def main() -> None:
                     asked += runner.run(_round(each, series[each.name], seconds))
         taken = others()
     print(f"{STREAMS} streams, {'one round' if rounds == 1 else f'median of {rounds} rounds (least to most)'}.")
-    print(machine.described(cores, versions), end="\n\n")
+    print(machine.described(versions, cores), end="\n\n")
     print(report.table(HEAD, [_row(each, series) for each in through]), end="\n\n")
     print(f"Every one of {asked:,} streams was a 200 and whole. {taken}")
 

@@ -954,16 +954,16 @@ async def test_a_quick_counter_that_is_wrong_once_is_not_used_again(
     monkeypatch.setattr(QuickCounter, "_count", lambda self, text: count(self, text) + ("odd" in text))
     async with merging(pieces) as service:
         await service.opened()
-        assert isinstance(service.line()._counter, QuickCounter)
+        assert isinstance(service.line().counter, QuickCounter)
         right(await service.ask(["text", "an odd text"]), ["text", "an odd text"])
-        assert "tokenizers counts now" in caplog.text
+        assert "tokenizers is to count instead" in caplog.text
         await service.opened()
-        assert isinstance(service.line()._counter, ThoroughCounter)
+        assert isinstance(service.line().counter, ThoroughCounter)
         right(await service.ask(["another", "an odd text"]), ["another", "an odd text"])
         service.engine.counts_more = 1
         assert (await service.ask(["text", "another"])).status_code == 200
         assert "not merged any more" in caplog.text
-        assert caplog.text.count("tokenizers counts now") == 1
+        assert caplog.text.count("tokenizers is to count instead") == 1
 
 
 async def test_a_quick_counter_that_does_not_agree_with_the_engine_is_not_used(
@@ -972,7 +972,7 @@ async def test_a_quick_counter_that_does_not_agree_with_the_engine_is_not_used(
     monkeypatch.setattr(QuickCounter, "ids", lambda _, text: [1] * len(text))
     async with merging(pieces) as service:
         await service.opened()
-        assert isinstance(service.line()._counter, ThoroughCounter)
+        assert isinstance(service.line().counter, ThoroughCounter)
 
 
 class Panic(BaseException):
@@ -988,7 +988,7 @@ async def test_a_quick_counter_that_fails_is_not_used_again(
     """The request goes alone, and the thorough one takes its place."""
     async with merging(pieces) as service:
         await service.opened()
-        counter = service.line()._counter
+        counter = service.line().counter
         encode = counter._encode  # type: ignore[union-attr]
 
         def failing(text: str, **more: Any) -> Any:
@@ -998,9 +998,9 @@ async def test_a_quick_counter_that_fails_is_not_used_again(
 
         monkeypatch.setattr(counter, "_encode", failing)
         right(await service.ask(["text", "an odd text"]), ["text", "an odd text"])
-        assert f"fastokens has failed ({type(fault).__name__}: {fault}): tokenizers counts now" in caplog.text
+        assert f"fastokens has failed ({type(fault).__name__}: {fault}): tokenizers is to count instead" in caplog.text
         await service.opened()
-        assert isinstance(service.line()._counter, ThoroughCounter)
+        assert isinstance(service.line().counter, ThoroughCounter)
         right(await service.ask(["another", "an odd text"]), ["another", "an odd text"])
 
 
@@ -1013,40 +1013,73 @@ async def test_a_quick_counter_that_fails_while_it_is_compared_is_not_used(
     monkeypatch.setattr(QuickCounter, "_encoded", failing)
     async with merging(pieces) as service:
         await service.opened()
-        assert isinstance(service.line()._counter, ThoroughCounter)
+        assert isinstance(service.line().counter, ThoroughCounter)
 
 
 async def test_what_was_counted_by_one_that_is_out_of_use_says_nothing_of_the_next(
     pieces: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Two batches that were counted wrong: with the first the counter goes, and the second is asked again, too."""
+    """Four full batches and a request that waits, all counted wrong. With the first the counter goes; the others find
+    another in its place, when they come back, or already when they leave, and do not count against it.
+    """
     count = QuickCounter._count
     monkeypatch.setattr(QuickCounter, "_count", lambda self, text: count(self, text) + ("odd" in text))
+    wanted = [[f"odd {n} {each}" for each in range(16)] for n in range(4)] + [["an odd text", "that waits"]]
     async with merging(pieces) as service:
         await service.opened()
         service.engine.hold()
         asking = []
-        for n in range(2):
-            asking.append(service.ask([f"odd {n}", f"text {n}"]))
-            await service.engine.until_asked(n + 1)
+        for n, texts in enumerate(wanted):
+            asking.append(service.ask(texts))
+            await service.engine.until_asked(min(n + 1, 4))
+        await service.until_waiting(5)
+        service.engine.calls[0].let.set()
+        await service.engine.until(lambda: "is to count instead" in caplog.text)
+        nudge = service.ask("it is compared when somebody asks")
+        await service.engine.until(lambda: isinstance(service.line().counter, ThoroughCounter))
+        assert all("that waits" not in call.inputs for call in service.engine.calls)
         service.engine.release()
-        for n, each in enumerate(asking):
-            right(await each, [f"odd {n}", f"text {n}"])
+        for each, texts in zip([*asking, nudge], [*wanted, ["it is compared when somebody asks"]], strict=True):
+            right(await each, texts)
         assert caplog.text.count("where the engine counts") == 1
+        assert isinstance(service.line().counter, ThoroughCounter)
+
+
+async def test_token_ids_are_no_fault_of_the_quick_counter(pieces: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It has not counted them."""
+    async with merging(pieces) as service:
+        await service.opened()
+        service.engine.counts_more = 1
+        assert (await service.ask([[1, 2], [3]])).status_code == 200
+        assert "fastokens" not in caplog.text
+        assert "not merged any more" in caplog.text
 
 
 async def test_a_text_that_goes_alone_is_counted_by_the_engine(service: Service) -> None:
-    """Nobody else is in its batch, so what the engine says of that is its use; who joins it has counted by itself."""
+    """Nobody else is in its batch, so what the engine says of that is its use."""
+    service.engine.counts_more = 7
+    response = await service.ask("a short text")
+    assert response.json()["usage"]["prompt_tokens"] == tokens_of("a short text") + 7
+    await service.idle()
+
+
+@pytest.mark.parametrize("joins", [False, True], ids=["a long one", "one that another has asked for"])
+async def test_a_text_that_goes_alone_and_was_counted_is_compared(
+    service: Service, caplog: pytest.LogCaptureFixture, joins: bool
+) -> None:
+    """Everybody gets the engine's count, if that is another."""
+    text = "a short text" if joins else "ä text"  # of which nobody knows beforehand that it fits
     service.engine.counts_more = 7
     service.engine.hold()
-    first = service.ask("a short text")
+    asking = [service.ask(text)]
     await service.engine.until_asked(1)
-    joined = service.ask("a short text")
-    await service.until_waiting(2)
+    if joins:
+        asking.append(service.ask(text))
+        await service.until_waiting(2)
     service.engine.release()
-    used = [(await asking).json()["usage"]["prompt_tokens"] for asking in (first, joined)]
-    assert used == [tokens_of("a short text", None) + 7, tokens_of("a short text", None)]
-    await service.idle()
+    used = [(await each).json()["usage"]["prompt_tokens"] for each in asking]
+    assert used == [tokens_of(text) + 7] * len(asking)
+    assert "not merged any more" in caplog.text
 
 
 async def test_an_engine_that_was_started_again_is_compared_with_again(service: Service) -> None:

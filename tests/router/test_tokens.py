@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -113,10 +114,18 @@ async def test_nothing_is_counted_as_nothing(counter: Counter) -> None:
         st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(["[SEP]", " [CLS]x", "the\u00a0fox's"])
     )
 )
-def test_the_quick_counter_makes_the_same_tokens(folder: str, counter: Counter, texts: list[str]) -> None:
+def test_the_quick_counter_makes_the_same_tokens(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     """Whatever the text, and whatever looks like a special token in it."""
+    folder = saved(pieces(), tmp_path_factory.getbasetemp())
     text = "".join(texts)
-    assert counter.ids(text) == plain(folder).encode(text).ids
+    assert loaded(folder, quick=True).ids(text) == plain(folder).encode(text).ids
+
+
+def test_the_quick_counter_starts_no_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would take the engines' cores."""
+    monkeypatch.delenv("FASTOKENS_BPE_THREADS", raising=False)
+    loaded(saved(pieces(), tmp_path), quick=True)
+    assert os.environ["FASTOKENS_BPE_THREADS"] == "1"
 
 
 @pytest.mark.parametrize(

@@ -124,8 +124,10 @@ class Queue(Generic[K]):
                 mine.append(item)
                 self._size += 1
                 self.tokens += count
-            elif not item.places or item.places[-1][0] is not job:
-                job.items.append(item)
+            else:
+                item.tokens = item.tokens or count  # whoever came first has not counted it
+                if not item.places or item.places[-1][0] is not job:
+                    job.items.append(item)
             item.places.append((job, index))
         if mine:
             group.rest[job] = mine

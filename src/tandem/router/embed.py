@@ -16,6 +16,7 @@ from tandem.router.coalesce import Input
 from tandem.router.dispatch import Dispatch, Question
 from tandem.router.exchange import Exchange, clock
 from tandem.router.line import PATH, UNCOUNTED, Key, Line, Miscounted, path
+from tandem.router.tokens import Counter
 from tandem.router.upstream import Answer, Upstreams
 from tandem.settings import RouterSettings
 
@@ -40,16 +41,18 @@ class Embeddings:
         request = checks.parse(EmbeddingRequest, body, strict=self._form.strict, max_inputs=self._settings.max_inputs)
         engine = self._dispatch.engine_for(exchange, request.model, "embedding")
         line = self._line(engine)
-        if line.open and self._form.strict and not _alone(request):
+        if (counter := line.counter) is not None and self._form.strict and not _alone(request):
             try:
-                exchange.answer(200, await self._merged(exchange, engine, line, request))
+                exchange.answer(200, await self._merged(exchange, engine, line, counter, request))
             except Miscounted:
                 pass  # then alone
             else:
                 return
         exchange.answer(200, await self._forward(exchange, engine, request, body))
 
-    async def _merged(self, exchange: Exchange, engine: Engine, line: Line, request: EmbeddingRequest) -> bytes:
+    async def _merged(
+        self, exchange: Exchange, engine: Engine, line: Line, counter: Counter, request: EmbeddingRequest
+    ) -> bytes:
         """The answer to a request of which the texts go together with others'."""
         inputs, kind = _inputs(request)
         exchange.inputs = len(inputs)
@@ -57,8 +60,8 @@ class Embeddings:
         if line.idle and _surely_fits(inputs, engine.context):
             tokens = [UNCOUNTED]
         else:
-            tokens = await _count(line, inputs, cut, engine.context)
-        key = Key(kind, request.dimensions, cut, request.use_activation)
+            tokens = await _count(line, counter, inputs, cut, engine.context)
+        key = Key(kind, request.dimensions, cut, request.use_activation, counter)
         exchange.engine, exchange.asked = engine.name, clock()
         job = await line.vectors(engine, key, inputs, tokens, exchange.trace_context)
         if job.began > exchange.asked:  # else all of it was under way already
@@ -108,7 +111,9 @@ def _inputs(request: EmbeddingRequest) -> tuple[Sequence[Input], type]:
     return [tuple(ids) for ids in given if isinstance(ids, list)], tuple
 
 
-async def _count(line: Line, inputs: Sequence[Input], cut: int | None, context: int | None) -> list[int]:
+async def _count(
+    line: Line, counter: Counter, inputs: Sequence[Input], cut: int | None, context: int | None
+) -> list[int]:
     """How many tokens of each input the engine is going to work on, of which it keeps ``cut`` at most.
 
     Raises:
@@ -116,7 +121,7 @@ async def _count(line: Line, inputs: Sequence[Input], cut: int | None, context: 
         Miscounted: the router cannot tell.
     """
     if isinstance(inputs[0], str):
-        tokens = await line.count([text for text in inputs if isinstance(text, str)])
+        tokens = await line.count(counter, [text for text in inputs if isinstance(text, str)])
     else:
         tokens = [len(ids) for ids in inputs]
     for index, count in enumerate(tokens):

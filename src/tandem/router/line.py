@@ -40,12 +40,17 @@ class Miscounted(TandemError):
 
 
 class Key(NamedTuple):
-    """With what a request may share a batch: with what has all of this alike."""
+    """With what a request may share a batch: with what has all of this alike.
+
+    Attributes:
+        counter: by whom its tokens were counted.
+    """
 
     kind: type
     dimensions: int | None
     cut: int | None
     activation: bool | None
+    counter: Counter
 
     @property
     def parameters(self) -> dict[str, int | None]:
@@ -68,24 +73,19 @@ class Line:
         self._sent: dict[asyncio.Task[None], Batch[Key]] = {}
         self._pace = _Pace()
         self._engine: Engine | None = None
-        self._counter: Counter | None = None
+        self.counter: Counter | None = None  # counts as the engine does; without one, nothing is merged
         self._quick = True  # whether it may be the quick one: as long as that was never wrong
         self._compared: tuple[float, str, str] | None = None  # the life of the engine that was compared with
         self._checking: asyncio.Task[None] | None = None
         self._looking: asyncio.TimerHandle | None = None  # while those who come are gathered
         self._first_came = self._last_came = 0.0  # of them
 
-    @property
-    def open(self) -> bool:
-        """Whether requests may be merged."""
-        return self._counter is not None
-
     def look(self, engine: Engine) -> None:
         """Take note of the engine as it is now; one that has started anew is compared with again."""
         self._engine = engine
         life = _life(engine)
-        if self._counter is not None and self._compared != life:
-            self._counter = None
+        if self.counter is not None and self._compared != life:
+            self.counter = None
         if engine.tokenizer and engine.ready and self._compared != life and self._checking is None:
             self._checking = asyncio.create_task(self._check(engine))
 
@@ -94,18 +94,16 @@ class Line:
         """Whether whoever comes now is asked for at once, and alone."""
         return not self._sent and not len(self._queue)
 
-    async def count(self, texts: Sequence[str]) -> list[int]:
-        """How many tokens the engine makes of each text.
+    async def count(self, counter: Counter, texts: Sequence[str]) -> list[int]:
+        """How many tokens the engine makes of each text, by the line's ``counter``.
 
         Raises:
-            Miscounted: the router cannot tell.
+            Miscounted: it cannot tell.
         """
-        counter = self._counter
-        assert counter is not None  # noqa: S101 - only an open line counts
         try:
             return await counter.count(texts)
         except Uncountable as exc:
-            if counter is self._counter:
+            if counter is self.counter:
                 self._distrust(f"fastokens has failed ({exc})")
             raise Miscounted from exc
 
@@ -216,7 +214,7 @@ class Line:
 
     async def _send(self, batch: Batch[Key]) -> None:
         """Ask for a batch, and tell everybody who waits; of one that is refused, find the item at fault."""
-        began, counter = clock(), self._counter
+        began = clock()
         try:
             found, counted = await self._ask(batch)
         except EngineFault as exc:
@@ -235,12 +233,12 @@ class Line:
                     else:
                         self._queue.forget(half)
         else:
-            if len(batch.items) == 1:  # then the engine's count is the text's
-                batch.items[0].tokens = counted
+            if len(batch.items) == 1:  # then the engine's count is the text's, if nobody else has counted it
+                batch.items[0].tokens = batch.items[0].tokens or counted
             self._pace.ended(batch.tokens, began, clock())
             if counted != batch.tokens:
-                if counter is self._counter is not None:  # else that one is out of use by now
-                    self._miscounted(batch.tokens, counted)
+                if batch.key.counter is self.counter:  # else that one is out of use by now
+                    self._miscounted(batch, counted)
                 self._fail(batch, Miscounted())
                 return
             for item, vector in zip(batch.items, found, strict=True):
@@ -249,22 +247,22 @@ class Line:
                     if job.give(index, vector) and (future := self._waiting.get(job)) and not future.done():
                         future.set_result(None)
 
-    def _miscounted(self, ours: int, theirs: int) -> None:
+    def _miscounted(self, batch: Batch[Key], counted: int) -> None:
         """Merge no more; or, if the quick counter was at fault, not before the thorough one agrees with the engine."""
-        if isinstance(self._counter, QuickCounter):
-            self._distrust(f"fastokens counts {ours} tokens where the engine counts {theirs}")
+        if batch.key.kind is str and isinstance(self.counter, QuickCounter):
+            self._distrust(f"fastokens counts {batch.tokens} tokens where the engine counts {counted}")
             return
         _log.error(
             "the router counts %d tokens where the engine counts %d: requests for embeddings are not merged any more",
-            ours,
-            theirs,
+            batch.tokens,
+            counted,
         )
-        self._counter = None
+        self.counter = None
 
     def _distrust(self, why: str) -> None:
-        """Count thoroughly from now on, once the thorough counter has been compared with the engine."""
-        _log.warning("%s: tokenizers counts now", why)
-        self._quick, self._compared, self._counter = False, None, None
+        """Have tokenizers count, once that has been compared with the engine."""
+        _log.warning("%s: tokenizers is to count instead", why)
+        self._quick, self._compared, self.counter = False, None, None
 
     async def _ask(self, batch: Batch[Key]) -> tuple[list[bytes], int]:
         engine = self._engine
@@ -319,7 +317,7 @@ class Line:
                     break
             self._compared = _life(engine)
             if agrees:
-                self._counter = counter
+                self.counter = counter
                 _log.info("requests for embeddings of %s are merged", engine.name)
             else:
                 _log.warning("the router cannot count as %s does: requests for embeddings are not merged", engine.name)

@@ -101,7 +101,7 @@ class QuickCounter(Counter):
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self._encode = tokenizer.encode
-        self._apart = ThreadPoolExecutor(1)  # no more of them, for the same reason
+        self._apart = asyncio.Lock()
 
     async def count(self, texts: Sequence[str]) -> list[int]:
         counts = []
@@ -109,8 +109,7 @@ class QuickCounter(Counter):
         for text in texts:
             since += len(text)
             if len(text) > _MUCH:
-                loop = asyncio.get_running_loop()
-                counts.append(await loop.run_in_executor(self._apart, self._count, text))
+                counts.append(await self._count_apart(text))
             else:
                 counts.append(self._count(text))
             if since > _MUCH:
@@ -123,6 +122,15 @@ class QuickCounter(Counter):
 
     def _count(self, text: str) -> int:
         return len(self._encoded(text))
+
+    async def _count_apart(self, text: str) -> int:
+        """In a thread of its own, whose cache ends with it; in one at a time."""
+        async with self._apart:
+            thread = ThreadPoolExecutor(1)
+            try:
+                return await asyncio.get_running_loop().run_in_executor(thread, self._count, text)
+            finally:
+                thread.shutdown(wait=False)
 
     def _encoded(self, text: str) -> Any:
         try:
