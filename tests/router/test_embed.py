@@ -989,7 +989,7 @@ async def test_a_quick_counter_that_fails_is_not_used_again(
     async with merging(pieces) as service:
         await service.opened()
         counter = service.line().counter
-        encode = counter._encode  # type: ignore[union-attr]
+        encode = counter._encode
 
         def failing(text: str, **more: Any) -> Any:
             if "odd" in text:

@@ -146,7 +146,7 @@ async def test_much_text_is_counted_in_another_thread(
     folder = saved(pieces(), tmp_path)
     counter, whole = loaded(folder, quick=quick), plain(folder)
     threads: list[str] = []
-    count = counter._count  # type: ignore[attr-defined]
+    count = counter._count
 
     def noted(given: Any) -> Any:
         threads.append(threading.current_thread().name)
