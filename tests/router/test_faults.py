@@ -272,8 +272,8 @@ BEFORE_THE_FIRST_EVENT = cases(
     ("wrong_count", {"indices": [0, 0]}, (E,), 502, "bad_gateway", 1),
     ("wrong_count", {"indices": [0, 1, 2]}, (E,), 502, "bad_gateway", 1),
     ("wrong_count", {"indices": []}, (E, P, "chat"), 502, "bad_gateway", 1),
-    ("oversized", {"what": "body", "size": 200_000}, ALL, 502, "bad_gateway", 1),
-    ("oversized", {"what": "event", "size": 200_000}, (S,), 502, "bad_gateway", 1),
+    ("oversized", {"what": "body", "size": 2_000_000}, ALL, 502, "bad_gateway", 1),
+    ("oversized", {"what": "event", "size": 2_000_000}, (S,), 502, "bad_gateway", 1),
     ("oversized", {"what": "header", "size": 200_000}, (P, S), 502, "bad_gateway", 1),
     ("oversized", {"what": "headers", "size": 200_000}, (P, S), 502, "bad_gateway", 1),
 )
@@ -292,8 +292,8 @@ async def test_a_fault_is_an_error_in_openai_s_form(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The engine is asked as often as may help, the caller is told not to repeat that, and all is well afterwards."""
-    monkeypatch.setattr("tandem.router.upstream._LARGEST", 100_000)
-    monkeypatch.setattr("tandem.router.relay._LARGEST_EVENT", 100_000)
+    monkeypatch.setattr("tandem.router.upstream._LARGEST", 1_000_000)
+    monkeypatch.setattr("tandem.router.relay._LARGEST_EVENT", 1_000_000)  # more than one read has
     child.misbehave(how, **options)
     got = await ask(client, route)
     assert (got.status_code, error(got)["code"], child["asked"]) == (status, code, asked)
@@ -361,7 +361,7 @@ MID_STREAM: list[tuple[str, dict[str, Any], str]] = [
     ("abort_finish", {}, "upstream_broke_off"),
     ("error_event", {"code": 500}, "engine_error"),
     ("bad_json", {}, "bad_gateway"),
-    ("oversized", {"what": "event", "size": 200_000}, "bad_gateway"),
+    ("oversized", {"what": "event", "size": 2_000_000}, "bad_gateway"),
 ]
 
 
@@ -377,7 +377,7 @@ async def test_a_stream_that_has_begun_is_not_asked_for_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It ends with an error, and without ``[DONE]`` or a finish reason that nobody gave."""
-    monkeypatch.setattr("tandem.router.relay._LARGEST_EVENT", 100_000)
+    monkeypatch.setattr("tandem.router.relay._LARGEST_EVENT", 1_000_000)  # more than one read has
     child.misbehave(how, events=2, **options)
     got = await ask(client, route)
     assert got.status_code == 200

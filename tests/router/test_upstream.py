@@ -56,10 +56,53 @@ async def test_a_stale_connection_costs_the_caller_nothing(engine: ScriptedEngin
 async def test_a_connection_with_an_unread_answer_is_not_used(engine: ScriptedEngine, upstream: Upstream) -> None:
     """Though all of it may have come: the next answer would be read from behind it."""
     engine.scripts |= {"/large": answer(None, raw=b"x" * 2_000_000), "/x": answer({})}
-    got = await upstream.request("GET", "/large")
+    got = await upstream.request("GET", "/large", streamed=True)
     await asyncio.sleep(0.2)
     got.close()
     assert await asyncio.wait_for(get(upstream), 2) == (200, b"{}")
+
+
+async def test_a_connection_with_more_than_was_asked_for_is_not_used(
+    engine: ScriptedEngine, upstream: Upstream
+) -> None:
+    """A second answer, at once or later: it is not to be taken for the answer to what is asked next."""
+    at_once = answer({"a": 1})
+
+    async def twice(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]")
+
+    async def later(writer: asyncio.StreamWriter) -> None:
+        await answer({})(writer)
+        await writer.drain()
+        await asyncio.sleep(0.02)
+        writer.write(b"HTTP/1.1 200 OK\r\n")
+
+    engine.scripts |= {"/twice": twice, "/later": later, "/x": at_once}
+    for number, path in enumerate(("/twice", "/later"), 2):
+        assert await get(upstream, path) == (200, b"{}")
+        await asyncio.sleep(0.05)
+        assert await get(upstream) == (200, b'{"a": 1}')
+        assert engine.connections == number
+
+
+async def test_an_answer_may_have_so_many_bytes(engine: ScriptedEngine, upstream: Upstream) -> None:
+    engine.scripts["/x"] = answer(None, raw=b"x" * 5_000_000)
+    with pytest.raises(UpstreamError, match="more than 1000000 bytes"):
+        await upstream.request("GET", "/x", most=1_000_000)
+
+
+async def test_an_answer_that_stops_in_the_middle_is_not_waited_for_for_ever(
+    engine: ScriptedEngine, upstream: Upstream
+) -> None:
+    """Nobody has read what has come of it; that is no reason to wait longer."""
+
+    async def half(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n{}")
+        await asyncio.sleep(60)
+
+    engine.scripts["/x"] = half
+    with pytest.raises(UpstreamTimeout, match=r"0\.1 s"):
+        await asyncio.wait_for(upstream.request("GET", "/x", first=5.0, between=0.1), 5)
 
 
 async def test_a_connection_idle_for_too_long_is_not_used(
@@ -87,7 +130,7 @@ class Parts:
 
 async def test_an_answer_left_early_is_broken_off(engine: ScriptedEngine, upstream: Upstream) -> None:
     engine.scripts["/v1/x"] = stream(*({"n": n} for n in range(1000)), pause=0.01)
-    got = await upstream.request("POST", "/v1/x", b"{}")
+    got = await upstream.request("POST", "/v1/x", b"{}", streamed=True)
     parts = Parts()
     feeding = asyncio.create_task(got.feed(parts.read))
     await asyncio.wait_for(parts.some.wait(), 2)
@@ -106,7 +149,7 @@ async def test_what_a_reader_raises_is_raised_where_it_was_given(engine: Scripte
 
     for pause in (0.0, 0.05):
         engine.scripts["/v1/x"] = stream({"n": 1}, {"n": 2}, pause=pause)
-        got = await upstream.request("POST", "/v1/x", b"{}")
+        got = await upstream.request("POST", "/v1/x", b"{}", streamed=True)
         if not pause:
             await asyncio.sleep(0.05)
         with pytest.raises(ValueError, match="data"):
@@ -117,7 +160,7 @@ async def test_what_a_reader_raises_is_raised_where_it_was_given(engine: Scripte
 async def test_what_is_held_does_not_come(engine: ScriptedEngine, upstream: Upstream) -> None:
     """Until it is let go; the time counts against nobody."""
     engine.scripts["/v1/x"] = stream(*({"n": n} for n in range(5)), pause=0.02)
-    got = await upstream.request("POST", "/v1/x", b"{}", first=1.0, between=0.1)
+    got = await upstream.request("POST", "/v1/x", b"{}", streamed=True, first=1.0, between=0.1)
     parts = Parts()
     feeding = asyncio.create_task(got.feed(parts.read))
     await asyncio.wait_for(parts.some.wait(), 2)
@@ -134,7 +177,7 @@ async def test_what_is_held_does_not_come(engine: ScriptedEngine, upstream: Upst
 async def test_cancelling_breaks_off(engine: ScriptedEngine, upstream: Upstream) -> None:
     """While waiting for the head, too: a time-out around a request ends the engine's work."""
     engine.scripts["/v1/x"] = lambda _: asyncio.sleep(60)
-    asking = asyncio.create_task(upstream.request("POST", "/v1/x", b"{}"))
+    asking = asyncio.create_task(upstream.request("POST", "/v1/x", b"{}", streamed=True))
     await engine.until_asked()
     asking.cancel()
     await asyncio.wait_for(engine.left.wait(), 10)
@@ -142,7 +185,7 @@ async def test_cancelling_breaks_off(engine: ScriptedEngine, upstream: Upstream)
 
 async def test_a_broken_body_is_an_error(engine: ScriptedEngine, upstream: Upstream) -> None:
     engine.scripts["/v1/x"] = stream({"n": 1}, close=True)
-    got = await upstream.request("POST", "/v1/x", b"{}")
+    got = await upstream.request("POST", "/v1/x", b"{}", streamed=True)
     with pytest.raises(UpstreamError) as caught:
         await got.read()
     assert caught.value.answered
@@ -160,11 +203,11 @@ async def test_an_answer_without_a_length_ends_with_the_connection(engine: Scrip
 async def test_a_large_answer_arrives_whole(engine: ScriptedEngine, upstream: Upstream) -> None:
     """Larger than what may wait for a slow reader."""
     engine.scripts["/x"] = answer(None, raw=b"x" * 5_000_000)
-    got = await upstream.request("GET", "/x")
+    got = await upstream.request("GET", "/x", streamed=True)
     await asyncio.sleep(0.05)
     assert len(await got.read()) == 5_000_000
     got.close()
-    got = await upstream.request("GET", "/x")
+    got = await upstream.request("GET", "/x", streamed=True)
     parts = Parts()
     await got.feed(parts.read)
     assert len(parts.read_so_far) == 5_000_000

@@ -6,6 +6,7 @@ The three hot routes are answered here, before FastAPI's middleware; all others 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from math import inf
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -92,6 +93,7 @@ class Router:
         self._sinks: tuple[Sink, ...] = (self._metrics, *sinks, *([tracing] if tracing else []))
         self._running: set[Exchange] = set()
         self._watching: asyncio.TimerHandle | None = None
+        self._due = inf  # before that, nobody's deadline has passed
         self._draining = False
         form = Form(strict=(api or ApiSettings()).strict)
         dispatch, contexts = Dispatch(fleet, upstreams, settings), Contexts(upstreams)
@@ -150,6 +152,7 @@ class Router:
             raise routes.wrong_method(exchange.method, exchange.path, "POST")
         self._from_a_page(exchange)
         exchange.hurry()
+        self._due = min(self._due, exchange.deadline)
         self._keys.charge(exchange)
         await self._handlers[exchange.path](exchange)
 
@@ -185,10 +188,11 @@ class Router:
     def _watch(self) -> None:
         """See that nobody waits beyond the deadline: one timer for all is cheaper than one for each request."""
         self._watching = None
-        now = clock()
-        for exchange in self._running:
-            if exchange.deadline <= now:
-                self._expire(exchange)
+        if (now := clock()) >= self._due:
+            for exchange in self._running:
+                if exchange.deadline <= now:
+                    self._expire(exchange)
+            self._due = min([exchange.deadline for exchange in self._running if not exchange.expired], default=inf)
         if self._running:
             self._watching = asyncio.get_running_loop().call_later(_LOOK, self._watch)
 

@@ -4,6 +4,7 @@ import asyncio
 import copy
 import time
 from collections.abc import Callable, Mapping
+from math import inf
 from typing import cast
 
 import httptools
@@ -50,7 +51,10 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None
         self._lost: UpstreamError | None = None
+        self._chunks: list[bytes] = []
+        self.on_body = self._chunks.append  # the parser's callback, without a frame of Python's for each part
         self._begin()
+        self._complete = True  # nothing has been asked
 
     def _begin(self) -> None:
         self._status = 0
@@ -58,8 +62,7 @@ class Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None  # of whoever waits for the head, or for more of the body
         self._reader: Reader | None = None
         self._fault: Exception | None = None  # of the reader
-        self._chunks: list[bytes] = []
-        self.on_body = self._chunks.append  # the parser's callback, without a frame of Python's for each part
+        self._chunks.clear()
         self._buffered = 0
         self._complete = False
         self._paused = False
@@ -68,24 +71,34 @@ class Connection(asyncio.Protocol):
         self._heard = 0.0
         self._between: float | None = None
         self._patience: float | None = None  # seconds in which the next part must come; none: for ever
+        self._most: int | None = None  # bytes that the body may have, if it is waited for; none: it is read as it comes
 
     @property
     def reusable(self) -> bool:
         # Of an answer that nobody read to its end, something may still wait in the socket.
         return self._lost is None and self._complete and self._keep_alive and not self._chunks and not self._paused
 
-    async def exchange(
-        self, outbox: Outbox, message: bytes, first: float | None = None, between: float | None = None
-    ) -> tuple[int, Mapping[bytes, bytes]]:
+    def prepare(self, most: int | None, first: float | None, between: float | None) -> float:
+        """An exchange begins; when somebody has to :meth:`look` at it.
+
+        Args:
+            most: bytes that the answer's body may have, all of which is waited for; None: it is read as it comes.
+            first: seconds until the first byte of the answer's body; unbounded by default.
+            between: seconds from one part of the body to the next; unbounded by default.
+        """
+        self._begin()
+        self._most, self._patience, self._between = most, first, between
+        self._heard = time.monotonic()
+        return self._due(self._heard)
+
+    async def exchange(self, outbox: Outbox, message: bytes) -> tuple[int, Mapping[bytes, bytes]]:
         """Send a request; status and headers of its answer."""
         if self._lost is not None or self._transport is None:
             raise UpstreamError(str(self._lost or "the connection is closed"))
-        self._begin()
-        self._parser = httptools.HttpResponseParser(self)
-        self._patience, self._between = first, between
-        self._heard = time.monotonic()
         outbox.put(self._transport, message)
-        while not self._status:
+        while not (self._complete if self._most else self._status):
+            if self._status:
+                self._check()
             if self._lost is not None:
                 raise copy.copy(self._lost)  # what is raised knows its frames, and so this: it is not to be kept here
             await self._news()
@@ -123,14 +136,25 @@ class Connection(asyncio.Protocol):
             else:
                 self._transport.resume_reading()
 
-    def look(self, now: float) -> None:
-        """Give the exchange up if nothing has come for too long, and the caller is not the one who is slow."""
+    def look(self, now: float) -> float:
+        """Give the exchange up if nothing has come for too long, and the caller is not the one who is slow.
+
+        Returns:
+            when to look again: it cannot be too long before.
+        """
         limit = self._patience
-        if limit is None or self._complete or self._lost is not None or self._paused or self._chunks:
-            return
-        if now - self._heard >= limit:
+        if self._complete or self._lost is not None:
+            return inf
+        if self._paused or (self._chunks and not self._most):
+            return self._due(now)
+        if limit is not None and now - self._heard >= limit:
             self._fail(UpstreamTimeout(f"nothing came from the engine for {limit:g} s"))
             self.abort()
+        return self._due(self._heard)
+
+    def _due(self, heard: float) -> float:
+        """What comes next may be awaited for less long than this is."""
+        return heard + min(inf if self._patience is None else self._patience, self._between or inf)
 
     def fail(self, reason: str) -> None:
         """End the exchange as if the engine had closed the connection."""
@@ -147,9 +171,10 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's does not inherit from it
+        self._parser = httptools.HttpResponseParser(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._parser is None:
+        if self._parser is None or self._complete:
             self.abort()  # nobody asked
             return
         nonsense = None
@@ -185,12 +210,15 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         assert self._parser is not None  # noqa: S101 - it is the caller
+        if self._complete:
+            raise Nonsense("a second answer to one request")  # the parser goes no further
         status = self._parser.get_status_code()
         if 100 <= status < 200:
             self._headers.clear()
             return
         self._status = status
-        self._wake()
+        if not self._most:
+            self._wake()
 
     def on_message_complete(self) -> None:
         assert self._parser is not None  # noqa: S101 - it is the caller
@@ -208,6 +236,11 @@ class Connection(asyncio.Protocol):
         self._patience = self._between
         if self._reader is None:
             self._buffered += size
+            if self._most:
+                if self._buffered > self._most:
+                    self._fail(Nonsense(f"the answer has more than {self._most} bytes"))
+                    self.abort()
+                return
             if self._buffered > _BUFFER:
                 self.hold(paused=True)
             self._wake()

@@ -167,6 +167,7 @@ class Dispatch:
                 question.path,
                 question.body,
                 exchange.trace_context,
+                streamed=question.streamed,
                 first=first,
                 between=self._settings.event_timeout,
             )

@@ -113,9 +113,9 @@ async def _scrape(upstreams: Upstreams, url: str) -> bytes:
     """An engine's own metrics; empty if it does not give them in time."""
     try:
         async with asyncio.timeout(_SCRAPE_TIMEOUT):
-            answer = await upstreams.to(url).request("GET", "/metrics")
+            answer = await upstreams.to(url).request("GET", "/metrics", most=_LARGEST_SCRAPE)
             try:
-                return await answer.read(_LARGEST_SCRAPE) if answer.status == 200 else b""
+                return await answer.read() if answer.status == 200 else b""
             finally:
                 answer.close()
     except (TimeoutError, UpstreamError):

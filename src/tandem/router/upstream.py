@@ -8,6 +8,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import Mapping
+from math import inf
 from urllib.parse import urlsplit
 
 import msgspec
@@ -56,20 +57,19 @@ class Answer:
         """Have the engine wait, or go on: whoever reads what is made of its answer is slow."""
         self._connection.hold(paused=paused)
 
-    async def read(self, limit: int | None = None) -> bytes:
-        """The whole body, of at most ``limit`` bytes; by default as many as any answer has.
+    async def read(self) -> bytes:
+        """The whole body.
 
         Raises:
             UpstreamError: it broke off before its end, or there is more than any answer has.
         """
-        limit = limit or _LARGEST
         parts = []
         size = 0
         while chunk := await self._connection.chunk():
             parts.append(chunk)
             size += len(chunk)
-            if size > limit:
-                raise Nonsense(f"the answer has more than {limit} bytes")
+            if size > _LARGEST:
+                raise Nonsense(f"the answer has more than {_LARGEST} bytes")
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def close(self) -> None:
@@ -118,6 +118,7 @@ class Upstream:
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
         self._watching: asyncio.TimerHandle | None = None
+        self._due = inf  # before that, nobody can have waited for too long
 
     async def request(
         self,
@@ -126,18 +127,23 @@ class Upstream:
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
         *,
+        streamed: bool = False,
+        most: int | None = None,
         first: float | None = None,
         between: float | None = None,
     ) -> Answer:
-        """Send a request and wait for the head of its answer. Cancelling breaks it off.
+        """Send a request and wait for its answer. Cancelling breaks it off.
 
         Args:
+            streamed: return with the answer's head; its body is read as it comes. Else with all of it: an engine sends
+                the two apart, and who waits for both is to be woken once.
+            most: bytes that the body may have, of an answer that is waited for; by default as many as any has.
             first: seconds until the first byte of the answer's body; unbounded by default. vLLM sends the head of a
                 stream before it has looked at the request, so the head says nothing.
             between: seconds from one part of the body to the next; unbounded by default.
 
         Raises:
-            UpstreamError: nothing listens, or the connection broke before the answer's head was whole.
+            UpstreamError: nothing listens, or the connection broke before that; or there is more of it.
             UpstreamTimeout: no connection, or no answer, in time; reading the body may raise it, too.
         """
         head = f"{method} {self._prefix}{path} HTTP/1.1\r\nhost: {self._netloc}\r\n"
@@ -153,10 +159,11 @@ class Upstream:
             if connection is None:
                 connection = await self._connect()
             self._busy.add(connection)
+            self._due = min(self._due, connection.prepare(None if streamed else most or _LARGEST, first, between))
             if self._watching is None:
                 self._watching = asyncio.get_running_loop().call_later(_LOOK, self._watch)
             try:
-                status, answer_headers = await connection.exchange(self._outbox, message, first, between)
+                status, answer_headers = await connection.exchange(self._outbox, message)
             except UpstreamError as exc:
                 self._drop(connection)
                 # A kept connection that the engine closed just now says nothing about the engine: ask on a fresh one.
@@ -178,9 +185,8 @@ class Upstream:
     def _watch(self) -> None:
         """See that nobody waits for too long: one timer for all is cheaper than one for each request."""
         self._watching = None
-        now = time.monotonic()
-        for connection in list(self._busy):
-            connection.look(now)
+        if (now := time.monotonic()) >= self._due:
+            self._due = min([connection.look(now) for connection in list(self._busy)], default=inf)
         if self._busy:
             self._watching = asyncio.get_running_loop().call_later(_LOOK, self._watch)
 
