@@ -57,6 +57,10 @@ def written(event: object) -> bytes:
     return json.dumps(event, separators=(",", ":"), ensure_ascii=False).encode()
 
 
+def whole(data: bytes) -> bytes:
+    return b"data: " + data + b"\n\n"
+
+
 def outcome(chunk: Write, event: bytes) -> object:
     try:
         return chunk(event)
@@ -67,7 +71,7 @@ def outcome(chunk: Write, event: bytes) -> object:
 def alike(write: Write, sent: list[bytes]) -> None:
     splicer = Splicer(write)
     for event in sent:
-        assert outcome(splicer.chunk, event) == outcome(write, event)
+        assert outcome(splicer.chunk, whole(event)) == outcome(write, event)
 
 
 ASKED = st.builds(Asked, st.just("m"), usage=st.booleans(), logprobs=st.booleans(), nothing=st.booleans())
@@ -109,11 +113,14 @@ def read() -> Counted:
 
 
 def test_only_the_first_of_many_is_read(read: Counted) -> None:
-    """Twice: once to learn from."""
+    """Twice: once to learn from. And the last, which tells why the text has ended."""
     splicer = Splicer(read)
     for text in (b"one", b" two", "drei ß".encode(), b"</four>"):
-        assert text in splicer.chunk(said(text))[0]
+        assert text in splicer.chunk(whole(said(text)))[0]
     assert read.events == 2
+    last = said(b"!").replace(b'"finish_reason":null', b'"finish_reason":"stop"')
+    assert b'"finish_reason":"stop"' in splicer.chunk(whole(last))[0]
+    assert read.events == 3
 
 
 @pytest.mark.parametrize(
@@ -121,9 +128,9 @@ def test_only_the_first_of_many_is_read(read: Counted) -> None:
 )
 def test_a_text_that_is_not_plain_is_read(read: Counted, text: bytes) -> None:
     splicer = Splicer(read)
-    splicer.chunk(said(b"one"))
+    splicer.chunk(whole(said(b"one")))
     before = read.events
-    assert outcome(splicer.chunk, said(text)) == outcome(read, said(text))
+    assert outcome(splicer.chunk, whole(said(text))) == outcome(read, said(text))
     assert read.events >= before + 2
 
 
@@ -131,5 +138,5 @@ def test_little_is_learnt_in_vain(read: Counted) -> None:
     """From a stream whose every event differs in more than its text."""
     splicer = Splicer(read)
     for number in range(1000):
-        splicer.chunk(said(b"x").replace(b'"created":1', b'"created":%d' % number))
-    assert read.events == 1000 + 10
+        splicer.chunk(whole(said(b"x").replace(b'"created":1', b'"created":%d' % number)))
+    assert read.events == 1000 + 9

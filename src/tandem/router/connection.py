@@ -65,6 +65,7 @@ class Connection(asyncio.Protocol):
         self._chunks.clear()
         self._buffered = 0
         self._complete = False
+        self._between_chunks = False  # whether what comes next is a chunk, from its first byte
         self._paused = False
         self._keep_alive = False
         self._header_bytes = 0
@@ -174,6 +175,15 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
 
     def data_received(self, data: bytes) -> None:
+        if self._between_chunks and self._reader is not None:
+            # Most reads of a stream are one chunk. It is seen here whether they are: the parser takes several calls.
+            start = data.find(b"\r\n") + 2
+            size = len(data) - start - 2
+            if size > 0 and data.endswith(b"\r\n") and data.startswith(b"%x\r\n" % size):
+                self._heard = time.monotonic()
+                self._patience = self._between
+                self._hand_on(data[start:-2])
+                return
         if self._parser is None or self._complete:
             self.abort()  # nobody asked
             return
@@ -182,6 +192,8 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserError as exc:
             nonsense = Nonsense(f"the engine answered nonsense ({exc})")
+        if not data.endswith(b"\r\n"):  # the beginning of a chunk's size may have come
+            self._between_chunks = False
         if self._chunks:
             self._body_came(len(data))
         if nonsense is not None:
@@ -220,7 +232,14 @@ class Connection(asyncio.Protocol):
         if not self._most:
             self._wake()
 
+    def on_chunk_header(self) -> None:
+        self._between_chunks = False
+
+    def on_chunk_complete(self) -> None:
+        self._between_chunks = True
+
     def on_message_complete(self) -> None:
+        self._between_chunks = False
         assert self._parser is not None  # noqa: S101 - it is the caller
         if self._status:
             self._keep_alive = self._parser.should_keep_alive()
@@ -244,9 +263,13 @@ class Connection(asyncio.Protocol):
             if self._buffered > _BUFFER:
                 self.hold(paused=True)
             self._wake()
-            return
+        else:
+            self._hand_on(self._taken())
+
+    def _hand_on(self, part: bytes) -> None:
+        assert self._reader is not None  # noqa: S101 - its callers have looked
         try:
-            self._reader(self._taken())
+            self._reader(part)
         except Exception as exc:
             self._fault = exc
             self._reader = None

@@ -12,6 +12,7 @@ class Outbox:
     """Lives on one event loop."""
 
     def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None  # asking for it is a call of the kernel, in Python 3.11
         self._crowded = False  # whether several things were written in the turn before
         self._written = 0  # in this turn, or waiting for its end
         self._waiting: list[tuple[asyncio.WriteTransport, bytes]] = []
@@ -19,7 +20,9 @@ class Outbox:
     def put(self, transport: asyncio.WriteTransport, data: bytes) -> None:
         """Have ``data`` written to ``transport`` in this turn of the loop, in the order in which it was put here."""
         if not self._written:
-            asyncio.get_running_loop().call_soon(self._end_turn)
+            if self._loop is None:
+                self._loop = asyncio.get_running_loop()
+            self._loop.call_soon(self._end_turn)
         self._written += 1
         self._waiting.append((transport, data))
         if self._written == 1 and not self._crowded:

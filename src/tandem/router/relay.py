@@ -1,19 +1,19 @@
 """Completions and chat: forwarded to an engine, streamed back, broken off when the caller goes away."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from tandem.fleet import Engine
 from tandem.models.requests import ChatCompletionRequest, CompletionRequest
-from tandem.models.responses import ChatCompletion, ChatCompletionChunk, Completion, Usage
+from tandem.models.responses import ChatCompletion, ChatCompletionChunk, Completion
 from tandem.router import answers, checks, translate
 from tandem.router.answers import Form
 from tandem.router.connection import UpstreamError
 from tandem.router.context import Contexts
 from tandem.router.dispatch import Dispatch, Question
 from tandem.router.exchange import Exchange
-from tandem.router.splice import Splicer
+from tandem.router.splice import FIELD, Splicer
 from tandem.router.translate import Asked
 from tandem.router.upstream import Answer
 from tandem.settings import RouterSettings
@@ -21,6 +21,7 @@ from tandem.settings import RouterSettings
 R = TypeVar("R", CompletionRequest, ChatCompletionRequest)
 
 _LARGEST_EVENT = 16 * 2**20
+_END = b"\n\n"  # of an event
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Relay(Generic[R]):
         if not answer.headers.get(b"content-type", b"").startswith(b"text/event-stream"):
             raise answers.error(await answer.read(), asked)
         splicer = Splicer(lambda event: self._form.chunk(self._shape.chunk, event, asked))
-        events = _Events(exchange, splicer.chunk)
+        events = _Events(exchange, splicer)
         assert exchange.end is not None  # noqa: S101 - it is a hot request
         exchange.end.on_flow = answer.hold
         answer.hold(exchange.end.paused)
@@ -108,13 +109,13 @@ class _Events:
     An engine says 200 before it has looked at the request: only its first event tells, so only then the stream begins.
 
     Args:
-        chunk: an event's data -> the event for the caller, and what the engine counted.
+        splicer: writes an event for the caller.
     """
 
-    def __init__(self, exchange: Exchange, chunk: Callable[[bytes], tuple[bytes, Usage | None]]) -> None:
+    def __init__(self, exchange: Exchange, splicer: Splicer) -> None:
         self.done = False
         self._exchange = exchange
-        self._chunk = chunk
+        self._splicer = splicer
         self._rest = b""
         self._ready: list[bytes] = []
 
@@ -123,18 +124,21 @@ class _Events:
 
         Source: https://html.spec.whatwg.org/multipage/server-sent-events.html; vLLM sends one ``data:`` line an event.
         """
-        *events, self._rest = (self._rest + part if self._rest else part).split(b"\n\n")
+        # Most parts are one event like those before.
+        if not self._rest and not self.done and (said := self._splicer.splice(part)) and self._exchange.status:
+            self._exchange.send_events(said, 1)
+            return
+        *events, self._rest = (self._rest + part if self._rest else part).split(_END)
         for event in events:
             if self.done:  # read to the end all the same, so that the connection can be kept
                 break
-            if not event.startswith(b"data:"):
+            if not event.startswith(FIELD):
                 continue
-            data = event[5:].strip()
-            if data == b"[DONE]":
+            if event[len(FIELD) :].strip() == b"[DONE]":
                 self.done = True
                 self._ready.append(answers.DONE)
                 continue
-            said, usage = self._chunk(data)
+            said, usage = self._splicer.chunk(event + _END)
             if usage is not None:
                 self._exchange.count(usage)
             if said:

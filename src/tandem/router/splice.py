@@ -20,23 +20,26 @@ _PLAIN = rb'[^"\\\x00-\x1f]+'
 _plain = re.compile(_PLAIN).fullmatch
 _text = re.compile(rb'"(?:text|content|reasoning|reasoning_content)": ?"(' + _PLAIN + rb')"').search
 _MARK = b"<|a text|>"
+FIELD = b"data:"  # what an event begins with
 
 
 class _Frame(NamedTuple):
-    """What stands before and after the text, theirs and ours."""
+    """What stands before and after the text, theirs and ours; and where that begins and ends in theirs."""
 
     before: bytes
     after: bytes
     ours_before: bytes
     ours_after: bytes
+    start: int
+    end: int
 
 
 class Splicer:
     """Writes one stream's events.
 
     Args:
-        write: an event as the engine sent it -> as the caller gets it, and what the engine counted. What it writes of a
-            text must be that text, and nothing else may depend on it.
+        write: an event's data as the engine sent it -> the event as the caller gets it, and what the engine counted.
+            What it writes of a text must be that text, and nothing else may depend on it.
     """
 
     def __init__(self, write: Write) -> None:
@@ -47,34 +50,48 @@ class Splicer:
     def chunk(self, event: bytes) -> tuple[bytes, Usage | None]:
         """As ``write`` has it, byte for byte.
 
+        Args:
+            event: a whole one, from its field's name to the empty line, both included.
+
         Raises:
             ApiError: as ``write`` does.
         """
-        frame = self._frame
-        if frame is not None and event.startswith(frame.before) and event.endswith(frame.after):
-            start, end = len(frame.before), len(event) - len(frame.after)
-            if _plain(event, start, end):
-                text = event[start:end]
-                if text.isascii() or _is_utf8(text):
-                    return frame.ours_before + text + frame.ours_after, None
+        if (spliced := self.splice(event)) is not None:
+            return spliced, None
         self._read += 1
-        # Where every event differs in more than its text, few are looked at in vain.
-        if not self._read & (self._read - 1):
+        # Where every event differs in more than its text, few are looked at in vain. The second that is read is no
+        # reason to look again: it is the last, which tells why the text has ended.
+        if not self._read & (self._read - 1) and (self._frame is None or self._read > 2):
             self._learn(event)
-        return self._write(event)
+        return self._write(_data(event))
+
+    def splice(self, event: bytes) -> bytes | None:
+        """As ``write`` has it, without reading it; None for an event that is like none before."""
+        frame = self._frame
+        if frame is None or not event.startswith(frame.before) or not event.endswith(frame.after):
+            return None
+        text = event[frame.start : frame.end]
+        if not _plain(text) or not (text.isascii() or _is_utf8(text)):
+            return None
+        return frame.ours_before + text + frame.ours_after
 
     def _learn(self, event: bytes) -> None:
         """Find out how events like this one are written: as ``write`` does with one of another text."""
         if (found := _text(event)) is None:
             return
         start, end = found.span(1)
+        before, after = event[:start], event[end:]
         try:
-            said, usage = self._write(event[:start] + _MARK + event[end:])
+            said, usage = self._write(_data(before + _MARK + after))
         except ApiError:
             return
         parts = said.split(_MARK)
         if usage is None and len(parts) == 2:
-            self._frame = _Frame(event[:start], event[end:], *parts)
+            self._frame = _Frame(before, after, parts[0], parts[1], start, -len(after))
+
+
+def _data(event: bytes) -> bytes:
+    return event[len(FIELD) :].strip()
 
 
 def _is_utf8(text: bytes) -> bool:
