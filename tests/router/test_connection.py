@@ -31,13 +31,20 @@ class Wire:
         pass
 
 
-async def body(came: list[bytes]) -> tuple[bytes, bool]:
-    """The body that came after the head, and whether the connection is fit for another exchange."""
+async def bodies(came: list[bytes]) -> tuple[bytes, bytes, bool]:
+    """The body that came after the head, read as it came and then in whole, and whether the connection is fit for more.
+
+    On one connection, which has one parser.
+    """
     connection = Connection()
     wire: Any = Wire()
     connection.connection_made(wire)
-    connection.prepare(None, None, None)
-    asking = asyncio.create_task(connection.exchange(Outbox(), b"GET / HTTP/1.1\r\n\r\n"))
+
+    def ask(most: int | None) -> asyncio.Task[Any]:
+        connection.prepare(most, None, None)
+        return asyncio.create_task(connection.exchange(Outbox(), b"GET / HTTP/1.1\r\n\r\n"))
+
+    asking = ask(None)
     await asyncio.sleep(0)
     connection.data_received(HEAD)
     await asking
@@ -47,7 +54,13 @@ async def body(came: list[bytes]) -> tuple[bytes, bool]:
     for part in came:
         connection.data_received(part)
     await asyncio.wait_for(feeding, 1)
-    return b"".join(parts), connection.reusable
+    asking = ask(10_000)
+    await asyncio.sleep(0)
+    for part in (HEAD, *came):
+        assert not asking.done()
+        connection.data_received(part)
+    await asyncio.wait_for(asking, 1)
+    return b"".join(parts), await connection.chunk(), connection.reusable
 
 
 @given(st.lists(st.tuples(CHUNK, SIZE), max_size=12), st.data())
@@ -59,4 +72,5 @@ def test_chunks_cut_anywhere(chunks: list[tuple[bytes, bytes]], data: st.DataObj
     cut = data.draw(st.sets(st.one_of(st.integers(1, len(message)), st.sampled_from(ends or [1]))))
     places = [0, *sorted(cut | set(data.draw(st.sampled_from([ends, []])))), len(message)]
     came = [message[start:end] for start, end in itertools.pairwise(places) if end > start]
-    assert asyncio.run(body(came)) == (b"".join(chunk for chunk, _ in chunks), True)
+    body = b"".join(chunk for chunk, _ in chunks)
+    assert asyncio.run(bodies(came)) == (body, body, True)

@@ -272,7 +272,7 @@ BEFORE_THE_FIRST_EVENT = cases(
     ("wrong_count", {"indices": [0, 0]}, (E,), 502, "bad_gateway", 1),
     ("wrong_count", {"indices": [0, 1, 2]}, (E,), 502, "bad_gateway", 1),
     ("wrong_count", {"indices": []}, (E, P, "chat"), 502, "bad_gateway", 1),
-    ("oversized", {"what": "body", "size": 2_000_000}, ALL, 502, "bad_gateway", 1),
+    ("oversized", {"what": "body", "size": 1_100_000}, ALL, 502, "bad_gateway", 1),
     ("oversized", {"what": "event", "size": 2_000_000}, (S,), 502, "bad_gateway", 1),
     ("oversized", {"what": "header", "size": 200_000}, (P, S), 502, "bad_gateway", 1),
     ("oversized", {"what": "headers", "size": 200_000}, (P, S), 502, "bad_gateway", 1),

@@ -6,9 +6,9 @@ import pytest
 
 from tandem.router import upstream as upstream_module
 from tandem.router.connection import UpstreamError, UpstreamTimeout
-from tandem.router.upstream import Upstream
+from tandem.router.upstream import Answer, Upstream
 
-from .conftest import ScriptedEngine, answer, reset, stream
+from .conftest import Script, ScriptedEngine, answer, reset, stream
 
 
 @pytest.fixture
@@ -65,21 +65,24 @@ async def test_a_connection_with_an_unread_answer_is_not_used(engine: ScriptedEn
 async def test_a_connection_with_more_than_was_asked_for_is_not_used(
     engine: ScriptedEngine, upstream: Upstream
 ) -> None:
-    """A second answer, at once or later: it is not to be taken for the answer to what is asked next."""
-    at_once = answer({"a": 1})
+    """A second answer, at once or later, or the beginning of one: it is not the answer to what is asked next."""
+    first, second = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", b"HTTP/1.1 201 OK\r\ncontent-length: 4\r\n\r\n"
 
-    async def twice(writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]")
+    def two(at_once: bytes, later: bytes) -> Script:
+        async def play(writer: asyncio.StreamWriter) -> None:
+            writer.write(first + at_once)
+            await writer.drain()
+            await asyncio.sleep(0.02)
+            writer.write(later)
 
-    async def later(writer: asyncio.StreamWriter) -> None:
-        await answer({})(writer)
-        await writer.drain()
-        await asyncio.sleep(0.02)
-        writer.write(b"HTTP/1.1 200 OK\r\n")
+        return play
 
-    engine.scripts |= {"/twice": twice, "/later": later, "/x": at_once}
-    for number, path in enumerate(("/twice", "/later"), 2):
-        assert await get(upstream, path) == (200, b"{}")
+    engine.scripts |= {"/whole": two(second + b"evil", b""), "/head": two(second, b""), "/letter": two(b"H", b"")}
+    engine.scripts |= {"/later": two(b"", second), "/x": answer({"a": 1})}
+    for number, path in enumerate(("/whole", "/head", "/letter", "/later"), 2):
+        got = await upstream.request("GET", path)
+        assert (got.status, got.headers[b"content-length"], await got.read()) == (200, b"2", b"{}")
+        got.close()
         await asyncio.sleep(0.05)
         assert await get(upstream) == (200, b'{"a": 1}')
         assert engine.connections == number
@@ -87,8 +90,12 @@ async def test_a_connection_with_more_than_was_asked_for_is_not_used(
 
 async def test_an_answer_may_have_so_many_bytes(engine: ScriptedEngine, upstream: Upstream) -> None:
     engine.scripts["/x"] = answer(None, raw=b"x" * 5_000_000)
-    with pytest.raises(UpstreamError, match="more than 1000000 bytes"):
+    with pytest.raises(UpstreamError, match="more than 1000000 bytes") as caught:
         await upstream.request("GET", "/x", most=1_000_000)
+    assert caught.value.answered
+    engine.scripts["/x"] = answer(None, raw=b"x" * 10_000)  # in one read
+    with pytest.raises(UpstreamError, match="more than 9000 bytes"):
+        await upstream.request("GET", "/x", most=9_000)
 
 
 async def test_an_answer_that_stops_in_the_middle_is_not_waited_for_for_ever(
@@ -172,6 +179,25 @@ async def test_what_is_held_does_not_come(engine: ScriptedEngine, upstream: Upst
     await asyncio.wait_for(feeding, 2)
     assert parts.read_so_far.count(b"data") == 5
     got.close()
+
+
+async def test_who_is_slow_from_the_beginning_gets_nothing(engine: ScriptedEngine, upstream: Upstream) -> None:
+    """Or becomes slow with the first part, of which some had come before anybody read."""
+    for slow_at_once in (True, False):
+        engine.scripts["/v1/x"] = stream(*({"n": n} for n in range(5)), pause=0.02)
+        got = await upstream.request("POST", "/v1/x", b"{}", streamed=True)
+        await asyncio.sleep(0.01)
+        parts = Parts()
+
+        def read(part: bytes, got: Answer = got, parts: Parts = parts) -> None:
+            parts.read(part)
+            got.hold(True)
+
+        feeding = asyncio.create_task(got.feed(parts.read if slow_at_once else read, paused=slow_at_once))
+        await asyncio.sleep(0.3)
+        assert parts.read_so_far.count(b"data") == 1, "what had come is read, and no more"
+        feeding.cancel()
+        got.close()
 
 
 async def test_cancelling_breaks_off(engine: ScriptedEngine, upstream: Upstream) -> None:

@@ -157,20 +157,21 @@ class Caller:
         self._outbox.put(self._transport, said)
         self._finish()
 
-    def begin(self, head: bytes) -> None:
-        """Write the head of a stream."""
+    def begin(self, head: bytes, data: bytes) -> None:
+        """Write the head of a stream and its first part, together."""
         if self.gone:
             return
         self._framed = self._chunked
         self.keep_alive = self.keep_alive and self._chunked  # else only the connection's end tells of the stream's
         framing = _CHUNKED if self._chunked else b""
         close = b"" if self.keep_alive else _CLOSE
-        self._outbox.put(self._transport, b"%b%b%b%b\r\n" % (_STATUS_LINES[200], framing, head, close))
+        said = b"%b%b%b%b\r\n%b" % (_STATUS_LINES[200], framing, head, close, self._part(data))
+        self._outbox.put(self._transport, said)
 
     def write(self, data: bytes) -> None:
         """Write a part of a stream."""
         if not self.gone:
-            self._outbox.put(self._transport, b"%x\r\n%b\r\n" % (len(data), data) if self._framed else data)
+            self._outbox.put(self._transport, self._part(data))
 
     def end(self, data: bytes = b"") -> None:
         """Write the last part of a stream, and its end."""
@@ -185,6 +186,9 @@ class Caller:
     def abort(self) -> None:
         """Give the connection up, and what of an answer still waits in it."""
         self._transport.abort()
+
+    def _part(self, data: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(data), data) if self._framed else data
 
     def _finish(self) -> None:
         self.response_complete = True

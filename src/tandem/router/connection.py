@@ -59,11 +59,12 @@ class Connection(asyncio.Protocol):
     def _begin(self) -> None:
         self._status = 0
         self._headers: dict[bytes, bytes] = {}
-        self._waiter: asyncio.Future[None] | None = None  # of whoever waits for the head, or for more of the body
+        self._waiter: asyncio.Future[None] | None = None  # of whoever waits for what comes next
         self._reader: Reader | None = None
         self._fault: Exception | None = None  # of the reader
         self._chunks.clear()
         self._buffered = 0
+        self._reads = 0  # of which the parts are joined
         self._complete = False
         self._between_chunks = False  # whether what comes next is a chunk, from its first byte
         self._paused = False
@@ -83,7 +84,7 @@ class Connection(asyncio.Protocol):
         """An exchange begins; when somebody has to :meth:`look` at it.
 
         Args:
-            most: bytes that the answer's body may have, all of which is waited for; None: it is read as it comes.
+            most: bytes that the answer may have, all of which is waited for; None: its body is read as it comes.
             first: seconds until the first byte of the answer's body; unbounded by default.
             between: seconds from one part of the body to the next; unbounded by default.
         """
@@ -93,7 +94,7 @@ class Connection(asyncio.Protocol):
         return self._due(self._heard)
 
     async def exchange(self, outbox: Outbox, message: bytes) -> tuple[int, Mapping[bytes, bytes]]:
-        """Send a request; status and headers of its answer."""
+        """Send a request; status and headers of its answer, all of which has come unless it is read as it comes."""
         if self._lost is not None or self._transport is None:
             raise UpstreamError(str(self._lost or "the connection is closed"))
         outbox.put(self._transport, message)
@@ -114,11 +115,11 @@ class Connection(asyncio.Protocol):
         self.hold(paused=False)
         return chunk
 
-    async def feed(self, reader: Reader) -> None:
-        """Hand the body to ``reader`` as it comes, and return at its end."""
+    async def feed(self, reader: Reader, *, paused: bool = False) -> None:
+        """Hand the body to ``reader`` as it comes, and return at its end; ``paused`` as :meth:`hold` has it."""
+        self.hold(paused=paused)
         if self._chunks:
             reader(self._taken())
-        self.hold(paused=False)
         self._reader = reader
         while not self._complete:
             self._check()
@@ -213,6 +214,10 @@ class Connection(asyncio.Protocol):
 
     # httptools' callbacks
 
+    def on_message_begin(self) -> None:
+        if self._complete:
+            raise Nonsense("a second answer to one request")  # the parser goes no further
+
     def on_header(self, name: bytes, value: bytes) -> None:
         self._header_bytes += len(name) + len(value)
         if self._header_bytes > _MOST_HEADERS:
@@ -222,8 +227,6 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         assert self._parser is not None  # noqa: S101 - it is the caller
-        if self._complete:
-            raise Nonsense("a second answer to one request")  # the parser goes no further
         status = self._parser.get_status_code()
         if 100 <= status < 200:
             self._headers.clear()
@@ -256,15 +259,23 @@ class Connection(asyncio.Protocol):
         if self._reader is None:
             self._buffered += size
             if self._most:
-                if self._buffered > self._most:
-                    self._fail(Nonsense(f"the answer has more than {self._most} bytes"))
-                    self.abort()
+                self._whole_came(self._most)
                 return
             if self._buffered > _BUFFER:
                 self.hold(paused=True)
             self._wake()
         else:
             self._hand_on(self._taken())
+
+    def _whole_came(self, most: int) -> None:
+        """More of a body that is waited for; one object a read, however small the chunks."""
+        if len(self._chunks) - self._reads > 1:
+            self._chunks[self._reads :] = [b"".join(self._chunks[self._reads :])]
+        self._reads = len(self._chunks)
+        if self._buffered > most:
+            self._complete = False  # it may have been
+            self._fail(Nonsense(f"the answer has more than {most} bytes"))
+            self.abort()
 
     def _hand_on(self, part: bytes) -> None:
         assert self._reader is not None  # noqa: S101 - its callers have looked

@@ -209,15 +209,16 @@ class Exchange:
                 head += header(name, value)
         self.end.answer(status, head, body)
 
-    def begin_stream(self) -> None:
-        """Send the head of a stream of server-sent events: the engine's first event has come."""
+    def begin_stream(self, events: bytes, number: int) -> None:
+        """Send the head of a stream of server-sent events, and the first ``number`` of them: they have come."""
         assert self.end is not None  # noqa: S101 - it is a hot request
         self.status = 200
-        self.answered = clock()
-        self.end.begin(_EVENTS + self._own_head())
+        self.events = number
+        self.answered = self.last_event = clock()
+        self.end.begin(_EVENTS + self._own_head(), events)
 
     def send_events(self, events: bytes, number: int) -> None:
-        """Send ``number`` events."""
+        """Send ``number`` more events."""
         assert self.end is not None  # noqa: S101 - it is a hot request
         self.events += number
         self.last_event = clock()

@@ -89,9 +89,8 @@ class Relay(Generic[R]):
         events = _Events(exchange, splicer)
         assert exchange.end is not None  # noqa: S101 - it is a hot request
         exchange.end.on_flow = answer.hold
-        answer.hold(exchange.end.paused)
         try:
-            await answer.feed(events.read)
+            await answer.feed(events.read, paused=exchange.end.paused)
         except UpstreamError:
             if not events.done:
                 raise
@@ -152,6 +151,5 @@ class _Events:
         if not self._ready:
             return
         ready, self._ready = self._ready, []
-        if not self._exchange.status:
-            self._exchange.begin_stream()
-        self._exchange.send_events(ready[0] if len(ready) == 1 else b"".join(ready), len(ready))
+        send = self._exchange.send_events if self._exchange.status else self._exchange.begin_stream
+        send(ready[0] if len(ready) == 1 else b"".join(ready), len(ready))

@@ -59,8 +59,8 @@ class Splicer:
         if (spliced := self.splice(event)) is not None:
             return spliced, None
         self._read += 1
-        # Where every event differs in more than its text, few are looked at in vain. The second that is read is no
-        # reason to look again: it is the last, which tells why the text has ended.
+        # Where every event differs in more than its text, few are looked at in vain. If the first was learnt from, the
+        # second that is read is no reason to look again: it is the last, which tells why the text has ended.
         if not self._read & (self._read - 1) and (self._frame is None or self._read > 2):
             self._learn(event)
         return self._write(_data(event))

@@ -15,7 +15,6 @@ from tandem.models.requests import (
     ChatCompletionRequest,
     CompletionRequest,
     EmbeddingRequest,
-    StreamOptions,
 )
 
 Generation = CompletionRequest | ChatCompletionRequest
@@ -88,8 +87,8 @@ def generation(request: Generation, body: bytes, model: str) -> tuple[bytes, Ask
     asked = _asked(request, next(iter(constraints), "response_format"))
     changes: dict[str, Any] = {"model": model}
     if request.stream:
-        given = request.stream_options or StreamOptions()
-        changes["stream_options"] = given.model_dump(exclude_unset=True) | {"include_usage": True}
+        given = request.stream_options.model_dump(exclude_unset=True) if request.stream_options else {}
+        changes["stream_options"] = given | {"include_usage": True}
     if isinstance(request, ChatCompletionRequest) and request.continue_final_message:
         request.add_generation_prompt = changes["add_generation_prompt"] = False  # its length is counted, too
     if isinstance(request, CompletionRequest):

@@ -28,7 +28,7 @@ _LOOK = 0.05  # seconds between two looks at whether an engine has been silent f
 
 
 class Answer:
-    """An engine's answer, of which status and headers are there and the body may still be coming."""
+    """An engine's answer, of which status and headers are there; the body, too, but for a stream's."""
 
     def __init__(
         self, upstream: "Upstream", connection: Connection, status: int, headers: Mapping[bytes, bytes]
@@ -44,14 +44,14 @@ class Answer:
         given = self.headers.get(b"retry-after", b"")
         return float(given) if given.isdigit() and len(given) < 6 else None
 
-    async def feed(self, reader: Reader) -> None:
-        """Hand the body to ``reader`` as it comes, until its end.
+    async def feed(self, reader: Reader, *, paused: bool = False) -> None:
+        """Hand the body to ``reader`` as it comes, until its end; ``paused`` to begin with, as :meth:`hold` has it.
 
         Raises:
             UpstreamError: it broke off before its end.
             Exception: what the reader raises.
         """
-        await self._connection.feed(reader)
+        await self._connection.feed(reader, paused=paused)
 
     def hold(self, paused: bool) -> None:
         """Have the engine wait, or go on: whoever reads what is made of its answer is slow."""
@@ -137,7 +137,8 @@ class Upstream:
         Args:
             streamed: return with the answer's head; its body is read as it comes. Else with all of it: an engine sends
                 the two apart, and who waits for both is to be woken once.
-            most: bytes that the body may have, of an answer that is waited for; by default as many as any has.
+            most: bytes that an answer may have that is waited for, head and framing included; by default as many as any
+                has.
             first: seconds until the first byte of the answer's body; unbounded by default. vLLM sends the head of a
                 stream before it has looked at the request, so the head says nothing.
             between: seconds from one part of the body to the next; unbounded by default.
