@@ -1,9 +1,9 @@
 """A Qwen3 that costs next to nothing, so that what is around a model is measured.
 
-Random weights, two layers with two heads and 128 dimensions; for more, a projection as Sentence Transformers have it
-(a Dense module), which costs less than a wide model's layers. Its tokenizer is a byte-level BPE, trained on this
-repository's documents. Run by the interpreter that has vLLM, which brings transformers:
-``python benchmarks/tiny_qwen3.py FOLDER DIMENSIONS``.
+Random weights, one layer with two heads and 128 dimensions, since even a second one is on a CPU what merged batches
+wait for; for more dimensions, a projection as Sentence Transformers have it (a Dense module), which costs less than a
+wide model's layers. Its tokenizer is a byte-level BPE, trained on this repository's documents. Run by the interpreter
+that has vLLM, which brings transformers: ``python benchmarks/tiny_qwen3.py FOLDER DIMENSIONS``.
 """
 
 import json
@@ -35,7 +35,7 @@ def main(folder: Path, dimensions: int) -> None:
         vocab_size=_VOCABULARY,
         hidden_size=_WIDTH,
         intermediate_size=128,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=2,
         head_dim=64,
