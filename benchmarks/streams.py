@@ -34,6 +34,7 @@ HEAD = (
     "through",
     "events/s",
     "its CPU an event, µs",
+    "Tandem's by this",
     "to the first event, median, ms",
     "added, ms",
     "delay of an event, p50, ms",
@@ -205,7 +206,8 @@ REQUEST = request()
 
 
 def _row(through: Running, series: dict[str, Series]) -> list[str]:
-    seen, direct = series[through.name], series["direct"]
+    seen, ours, direct = (series[name] for name in (through.name, peers.TANDEM.name, "direct"))
+    ratios = [a / b for a, b in zip(ours.cpu, seen.cpu, strict=True)] if through.pid and seen is not ours else []
 
     def added(a: list[float], b: list[float]) -> str:
         return report.spread([x - y for x, y in zip(a, b, strict=True)], ".2f") if through.pid else ""
@@ -214,6 +216,7 @@ def _row(through: Running, series: dict[str, Series]) -> list[str]:
         through.name,
         report.spread(seen.rates),
         report.spread(seen.cpu, ".0f") if through.pid else "",
+        report.spread(ratios, ".2f") if ratios else "",
         report.spread(seen.first, ".2f"),
         added(seen.first, direct.first),
         report.spread(seen.delay, ".2f"),
