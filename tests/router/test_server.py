@@ -270,6 +270,36 @@ async def test_what_is_in_flight_finishes_when_the_service_stops(fleet: Fleet, e
             await client.get(f"{address}/readyz")
 
 
+async def test_who_keeps_a_connection_is_told_of_the_last_answer(fleet: Fleet, engine: ScriptedEngine) -> None:
+    """No request meets a closed connection when the service stops; one on which nothing comes is closed, too."""
+    engine.scripts["/v1/completions"] = answer(COMPLETION)
+    body = json.dumps(ASK).encode()
+    asked = (POST + b"content-length: %d\r\n\r\n" % len(body) + body, b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+
+    async def until_the_last(address: str, request: bytes) -> int:
+        reader, writer = await connected(address)
+        answers = 0
+        while True:
+            writer.write(request)
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            await reader.readexactly(int(head.split(b"content-length: ")[1].split()[0]))
+            answers += 1
+            if b"connection: close" in head:
+                assert await reader.read() == b""
+                writer.close()
+                return answers
+            await asyncio.sleep(0.03)  # most of the time it is idle
+
+    async with serving(fleet) as (made, address), asyncio.timeout(20):
+        idle, closed = await connected(address)
+        callers = [asyncio.create_task(until_the_last(address, request)) for request in asked]
+        await asyncio.sleep(0.2)
+        made.should_exit = True
+        assert all(answers > 1 for answers in await asyncio.gather(*callers))
+        assert await idle.read() == b""
+        closed.close()
+
+
 async def test_what_outlasts_the_drain_is_answered_with_an_error(fleet: Fleet, engine: ScriptedEngine) -> None:
     """A 503 in OpenAI's form; a stream that has begun ends with an error event; and the engine's work ends."""
     engine.scripts["/v1/completions"] = stream(*[CHUNK] * 1000, pause=0.05)

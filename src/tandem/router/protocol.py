@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _MOST_HEADERS = 64 * 1024
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
+_LINGER = 0.25  # seconds in which a caller may still send a request on a kept connection when the server stops
 _UNREAD = 60.0  # seconds in which a caller must have read something of what waits for it
 
 
@@ -47,6 +48,7 @@ class Protocol(HttpToolsProtocol):
         self._unread: asyncio.TimerHandle | None = None  # runs while too much waits to be read by the caller
         self._idle: asyncio.TimerHandle | None = None  # runs while the connection waits for its next request
         self._used = 0.0  # when the last answer was written
+        self._leaving = False  # whether the server stops: the next answer is the last
         self._callers: list[Caller] = []  # of the requests that are not answered yet: more than one, if pipelined
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -93,7 +95,7 @@ class Protocol(HttpToolsProtocol):
             self._router.outbox,
             self.on_response_complete,
             self._most,
-            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            keep_alive=version != "1.0" and not self._leaving and self.parser.should_keep_alive(),
             chunked=version != "1.0",
             bodiless=method == b"HEAD",
             expects=self.expect_100_continue,
@@ -127,6 +129,8 @@ class Protocol(HttpToolsProtocol):
         self.url, self.expect_100_continue = url, expects
         self.headers += headers
         super().on_headers_complete()
+        if self._leaving:
+            self.cycle.keep_alive = False
 
     def _path(self) -> str | None:
         """The hot path that is asked for in an unusual way: with a query, percent-encoded, or with a host."""
@@ -167,9 +171,21 @@ class Protocol(HttpToolsProtocol):
             self._timer = self.loop.call_later(self._patience, self._too_slow)
 
     def shutdown(self) -> None:
-        """The server stops: what is answered by now is on its way before the connection is closed."""
+        """The server stops: what is answered by now is on its way before the connection is closed.
+
+        One that is kept is closed a moment later: a request that is on its way just now is answered, and the answer
+        says that it was the last.
+        """
         self._router.outbox.flush()
-        super().shutdown()
+        self._leaving = True
+        if self.cycle is None or self.cycle.response_complete:
+            self.loop.call_later(_LINGER, self._leave)
+        else:
+            super().shutdown()
+
+    def _leave(self) -> None:
+        if not self._incoming:  # else its answer ends it, or its time
+            super().shutdown()
 
     def pause_writing(self) -> None:
         super().pause_writing()
