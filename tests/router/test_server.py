@@ -292,12 +292,17 @@ async def test_who_keeps_a_connection_is_told_of_the_last_answer(fleet: Fleet, e
 
     async with serving(fleet) as (made, address), asyncio.timeout(20):
         idle, closed = await connected(address)
+        refused, unfinished = await connected(address)  # its answer has come, its body never does
+        unfinished.write(asked[0].replace(b"POST", b"PUT")[:-1])
+        assert (await refused.readline()).split()[1] == b"405"
         callers = [asyncio.create_task(until_the_last(address, request)) for request in asked]
         await asyncio.sleep(0.2)
         made.should_exit = True
         assert all(answers > 1 for answers in await asyncio.gather(*callers))
         assert await idle.read() == b""
+        await refused.read()  # to the connection's end
         closed.close()
+        unfinished.close()
 
 
 async def test_what_outlasts_the_drain_is_answered_with_an_error(fleet: Fleet, engine: ScriptedEngine) -> None:

@@ -176,14 +176,14 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._between_chunks and self._reader is not None:
+        if self._between_chunks and (reader := self._reader) is not None:
             # Most reads of a stream are one chunk. It is seen here whether they are: the parser takes several calls.
             start = data.find(b"\r\n") + 2
             size = len(data) - start - 2
             if size > 0 and data.endswith(b"\r\n") and data.startswith(b"%x\r\n" % size):
                 self._heard = time.monotonic()
                 self._patience = self._between
-                self._hand_on(data[start:-2])
+                self._hand_on(reader, data[start:-2])
                 return
         if self._parser is None or self._complete:
             self.abort()  # nobody asked
@@ -265,7 +265,7 @@ class Connection(asyncio.Protocol):
                 self.hold(paused=True)
             self._wake()
         else:
-            self._hand_on(self._taken())
+            self._hand_on(self._reader, self._taken())
 
     def _whole_came(self, most: int) -> None:
         """More of a body that is waited for; one object a read, however small the chunks."""
@@ -277,10 +277,9 @@ class Connection(asyncio.Protocol):
             self._fail(Nonsense(f"the answer has more than {most} bytes"))
             self.abort()
 
-    def _hand_on(self, part: bytes) -> None:
-        assert self._reader is not None  # noqa: S101 - its callers have looked
+    def _hand_on(self, reader: Reader, part: bytes) -> None:
         try:
-            self._reader(part)
+            reader(part)
         except Exception as exc:
             self._fault = exc
             self._reader = None

@@ -184,7 +184,7 @@ class Protocol(HttpToolsProtocol):
             super().shutdown()
 
     def _leave(self) -> None:
-        if not self._incoming:  # else its answer ends it, or its time
+        if self._head_size is None:  # else the answer to what is coming ends it, or its time
             super().shutdown()
 
     def pause_writing(self) -> None:

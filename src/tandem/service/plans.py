@@ -111,8 +111,7 @@ def prepare(
             with keep what they have, and the others share what is left.
 
     Raises:
-        SetupError: this vLLM does not fit the machine, the engines ask for more than that has, or a port that is set
-            is taken.
+        SetupError: this vLLM does not fit the machine, the engines ask for more than it has, or a port is taken.
     """
     hardware = _usable(hardware, vllm)
     settings = loaded.settings
