@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tandem.engines import keeper
+from tandem.engines import process as process_module
 from tandem.engines.process import EngineProcess, environment
 from tandem.engines.spec import Spec
 from tandem.logfile import Rotation
@@ -55,6 +56,14 @@ async def running(spec: Spec, script: str, word: str) -> tuple[EngineProcess, st
         on_line=lambda line: told.set_result(line) if line.startswith(word) else None,
     )
     return process, (await asyncio.wait_for(told, 10)).split()[1]
+
+
+def keeper_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 async def test_an_orderly_stop_lets_the_server_finish(make_spec: MakeSpec) -> None:
@@ -170,12 +179,61 @@ async def test_a_killed_server_leaves_nothing(make_spec: MakeSpec) -> None:
 async def test_a_killed_keeper_leaves_nothing(make_spec: MakeSpec) -> None:
     """The server goes with it, and what is left in its session is cleared by the supervisor."""
     process, pids, shared = await started(make_spec("embedding", "--one-session"))
-    keeping = int(Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[1])
-    os.kill(keeping, signal.SIGKILL)
+    os.kill(keeper_of(pids[0]), signal.SIGKILL)
     assert await asyncio.wait_for(process.wait(), 5) == 128 + signal.SIGKILL
     assert await gone(*pids)
     assert not shared.exists()
     assert not list(Path("/dev/shm").glob(f"__KMP_REGISTERED_LIB_{pids[0]}_*"))
+
+
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_a_keeper_that_is_ended_as_it_starts_the_server_leaves_none(signum: int, code: int, tmp_path: Path) -> None:
+    """It has forked, and the fork is not the server yet: without its keeper it does not become it."""
+    script = f"""
+        import os, runpy, subprocess, time
+
+        class Popen(subprocess.Popen):
+            def __init__(self, args, *, preexec_fn, **others):
+                def begin():
+                    os.kill(os.getppid(), {int(signum)})
+                    time.sleep(0.1)
+                    preexec_fn()
+
+                super().__init__(args, preexec_fn=begin, **others)
+
+        subprocess.Popen = Popen
+        runpy.run_path({keeper.__file__!r}, run_name="__main__")
+    """
+    started = tmp_path / "started"
+    server = f"import pathlib, time; time.sleep(0.3); pathlib.Path({str(started)!r}).touch()"
+    command = [sys.executable, "-c", textwrap.dedent(script), sys.executable, "-c", server]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        assert process.wait(10) == code
+    time.sleep(0.8)
+    assert not started.exists()
+
+
+async def test_what_still_holds_a_killed_engine_s_output_is_not_waited_for(
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is the pipe left open for it."""
+    monkeypatch.setattr(process_module, "_LAST_LINES", 0.1)
+    before = open_files()
+    spec = make_spec()
+    holds = """
+        import subprocess, sys, time
+
+        held = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+        print("held", held.pid, flush=True)
+        time.sleep(60)
+    """
+    process, held = await running(spec, holds, "held")
+    os.kill(keeper_of(process.pid or 0), signal.SIGKILL)
+    assert await asyncio.wait_for(process.wait(), 5) == 128 + signal.SIGKILL
+    assert open_files() == before
+    os.kill(int(held), signal.SIGKILL)
 
 
 async def test_nothing_survives_the_supervisor(make_spec: MakeSpec) -> None:

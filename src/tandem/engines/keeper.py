@@ -40,12 +40,19 @@ def main() -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "PR_SET_CHILD_SUBREAPER")
-    server = subprocess.Popen(
-        sys.argv[1:],
-        stdin=subprocess.DEVNULL,
+    me = os.getpid()
+    # SIGTERM waits until there is somebody to pass it on to: it would end the keeper alone, and a server just forked
+    # would start up without one.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def begin() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         # Should the keeper itself be killed, the server at least goes with it.
-        preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0),
-    )
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != me:  # it has been already
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, preexec_fn=begin)
     shared_memory = left_by(server.pid)
 
     def end(*_: object) -> None:
@@ -55,6 +62,7 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     pidfd = os.pidfd_open(server.pid)
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)

@@ -8,12 +8,12 @@ import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from tandem.engines import keeper
 from tandem.logfile import Lines, RotatingLog, Rotation
 
 _KEPT_LINES = 2000
-_LOOK = 0.5  # seconds between two looks whether the keeper itself was killed
 _LAST_LINES = 5.0  # seconds for the last lines, once nothing is left that could write any
 
 
@@ -21,13 +21,18 @@ class EngineProcess:
     """A running engine: a keeper with vLLM's API server below it. Made by :meth:`start`."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, log: RotatingLog, on_line: Callable[[str], None], tmp: str
+        self,
+        process: asyncio.subprocess.Process,
+        output: BinaryIO,
+        log: RotatingLog,
+        on_line: Callable[[str], None],
+        tmp: str,
     ) -> None:
         self._process = process
         self._tmp = tmp
         self._on_line = on_line
         self.lines: deque[str] = deque(maxlen=_KEPT_LINES)
-        self._pump = asyncio.create_task(self._carry(log))
+        self._pump = asyncio.create_task(self._carry(output, log))
 
     @classmethod
     async def start(
@@ -46,15 +51,24 @@ class EngineProcess:
             log: appended to with everything it prints, and rotated as ``rotation`` says.
             on_line: called with each line it prints.
         """
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", str(keeper.__file__), *argv),
-            env=dict(env),
-            stdin=asyncio.subprocess.PIPE,  # its end, however it comes, tells the keeper to kill
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
-        )
-        return cls(process, RotatingLog(log, rotation), on_line, env.get("TMPDIR", ""))
+        # A pipe of its own: asyncio's wait for a process waits for the pipes that it made, too.
+        reading, writing = os.pipe()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-I", "-S", str(keeper.__file__), *argv),
+                env=dict(env),
+                stdin=asyncio.subprocess.PIPE,  # its end, however it comes, tells the keeper to kill
+                stdout=writing,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(reading)
+            raise
+        finally:
+            os.close(writing)
+        output = os.fdopen(reading, "rb", buffering=0)
+        return cls(process, output, RotatingLog(log, rotation), on_line, env.get("TMPDIR", ""))
 
     @property
     def pid(self) -> int | None:
@@ -77,14 +91,12 @@ class EngineProcess:
 
     async def wait(self) -> int:
         """Wait until nothing of the engine is left; its exit code, above 128 the signal that ended it."""
-        # Not asyncio's own wait first: that waits for the pipe, which whatever a killed keeper left would hold open.
-        while self._process.returncode is None and not self._pump.done():
-            await asyncio.wait({self._pump}, timeout=_LOOK)
-        if (self._process.returncode or 0) < 0:
+        code = await self._process.wait()
+        if code < 0:
             keeper.kill_session(self._process.pid, self._tmp)
         await asyncio.wait({self._pump}, timeout=_LAST_LINES)
-        self._pump.cancel()
-        code = await self._process.wait()
+        if self._pump.cancel():  # whatever a killed keeper left may hold the other end
+            await asyncio.wait({self._pump})
         return code if code >= 0 else 128 - code
 
     async def stop(self, grace: float) -> int:
@@ -97,15 +109,18 @@ class EngineProcess:
             self.kill()
             return await self.wait()
 
-    async def _carry(self, log: RotatingLog) -> None:
-        assert self._process.stdout is not None  # noqa: S101 - it was asked for above
-        lines = Lines()
+    async def _carry(self, output: BinaryIO, log: RotatingLog) -> None:
+        reader, lines = asyncio.StreamReader(), Lines()
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), output
+        )
         try:
-            while chunk := await self._process.stdout.read(2**16):
+            while chunk := await reader.read(2**16):
                 log.write(chunk)
                 self._keep(lines.split(chunk))
             self._keep(lines.last())
         finally:
+            transport.close()
             log.close()
 
     def _keep(self, lines: list[str]) -> None:
