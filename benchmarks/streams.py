@@ -5,16 +5,22 @@ second to each: 5,000 in all. Each event carries the time at which it was sent. 
 caller had it; a pause's delay is by how much longer it was, between two events of a stream, than at the upstream. Both
 are measured directly, too, in the same rounds, and what a gateway adds is the difference: caller and upstream also
 need time.
+
+What a machine does beside this changes from second to second, and a gateway's CPU with it: it is measured once more
+with all gateways at the same time, the streams shared out among them, on the same core. Each has more misses in its
+caches like that, and the ratios are steady.
 Usage: ``python benchmarks/streams.py [--quick] [--beside TANDEM]``.
 """
 
 import asyncio
 import contextlib
 import gc
+import itertools
 import json
 import os
 import re
 import time
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -42,6 +48,7 @@ HEAD = (
     "delay of a pause, p99, ms",
     "p99 added, ms",
 )
+TOGETHER = ("all at once", "CPU an event, µs", "Tandem's by this")
 _STAMP = re.compile(rb'@(\d+)"')
 
 
@@ -87,38 +94,25 @@ def main() -> None:
             for each in through:
                 with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                     asked += runner.run(_round(each, series[each.name], seconds))
+        side_by_side = [each for each in through if each.pid]
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            together, more = runner.run(_together(side_by_side, 2 * rounds, seconds))
         taken = others()
     print(f"{STREAMS} streams, {'one round' if rounds == 1 else f'median of {rounds} rounds (least to most)'}.")
     print(machine.described(versions, cores), end="\n\n")
     print(report.table(HEAD, [_row(each, series) for each in through]), end="\n\n")
-    print(f"Every one of {asked:,} streams was a 200 and whole. {taken}")
+    print(report.table(TOGETHER, [_compared(each, together) for each in side_by_side]), end="\n\n")
+    print(f"Every one of {asked + more:,} streams was a 200 and whole. {taken}")
 
 
 async def _round(through: Running, seen: Series, seconds: float) -> int:
     """One value more for ``seen``; how many streams that took."""
-    loop = asyncio.get_running_loop()
-    host, port = through.url.removeprefix("http://").split(":")
-    window = Window()
-    callers = [Caller(window) for _ in range(STREAMS)]
-    length = EVENTS / RATE
-    gc.collect()
-    gc.disable()
-    try:
-        for caller in callers:  # evenly over the length of a stream, so that later ends and beginnings are, too
-            await loop.create_connection(lambda caller=caller: caller, host, int(port))  # type: ignore[misc]
-            await asyncio.sleep(length / STREAMS)
-        await asyncio.sleep(length / 4)
+    async with _asking([through]) as ((window,), callers):
         cpu, began = machine.cpu_seconds(through.pid) if through.pid else 0.0, time.monotonic()
         window.open = True
         await asyncio.sleep(seconds)
         window.open = False
         took, spent = time.monotonic() - began, machine.cpu_seconds(through.pid) - cpu if through.pid else 0.0
-    finally:
-        gc.enable()
-        for caller in callers:
-            caller.close()
-    if faults := [caller.fault for caller in callers if caller.fault]:
-        raise load.Failed(f"{through.name}: {faults[0]}, and {len(faults) - 1} more")
     seen.rates.append(len(window.delays) / took)
     seen.cpu.append(spent / len(window.delays) * 1e6)
     seen.first.append(report.quantile(window.first, 0.5))
@@ -126,6 +120,50 @@ async def _round(through: Running, seen: Series, seconds: float) -> int:
     seen.late.append(report.quantile(window.delays, 0.99))
     seen.pause.append(report.quantile(window.pauses, 0.99))
     return sum(caller.streams for caller in callers)
+
+
+async def _together(through: Sequence[Running], rounds: int, seconds: float) -> tuple[dict[str, list[float]], int]:
+    """By gateway's name, its CPU an event in µs, a value a round; and how many streams that took."""
+    found: dict[str, list[float]] = {each.name: [] for each in through}
+    async with _asking(through) as (windows, callers):
+        for _ in range(rounds):
+            before = [machine.cpu_seconds(each.pid or 0) for each in through]
+            for window in windows:
+                window.delays.clear()
+                window.open = True
+            await asyncio.sleep(seconds)
+            for each, window, cpu in zip(through, windows, before, strict=True):
+                window.open = False
+                found[each.name].append((machine.cpu_seconds(each.pid or 0) - cpu) / len(window.delays) * 1e6)
+    return found, sum(caller.streams for caller in callers)
+
+
+@contextlib.asynccontextmanager
+async def _asking(through: Sequence[Running]) -> AsyncIterator[tuple[list[Window], "list[Caller]"]]:
+    """Callers in the middle of their streams, shared out; a window for each of ``through``, closed to begin with."""
+    loop = asyncio.get_running_loop()
+    windows = [Window() for _ in through]
+    callers: list[Caller] = []
+    length = EVENTS / RATE
+    gc.collect()
+    gc.disable()
+    try:
+        # Evenly over the length of a stream, so that later ends and beginnings are, too.
+        for _, (each, window) in zip(range(STREAMS), itertools.cycle(zip(through, windows, strict=True)), strict=False):
+            caller = Caller(window)
+            callers.append(caller)
+            host, port = each.url.removeprefix("http://").split(":")
+            await loop.create_connection(lambda caller=caller: caller, host, int(port))  # type: ignore[misc]
+            await asyncio.sleep(length / STREAMS)
+        await asyncio.sleep(length / 4)
+        yield windows, callers
+    finally:
+        gc.enable()
+        for caller in callers:
+            caller.close()
+    if faults := [caller.fault for caller in callers if caller.fault]:
+        names = " or ".join(each.name for each in through)
+        raise load.Failed(f"{names}: {faults[0]}, and {len(faults) - 1} more")
 
 
 class Caller(asyncio.Protocol):
@@ -224,6 +262,12 @@ def _row(through: Running, series: dict[str, Series]) -> list[str]:
         report.spread(seen.pause, ".2f"),
         added(seen.pause, direct.pause),
     ]
+
+
+def _compared(gateway: Running, cpu: dict[str, list[float]]) -> list[str]:
+    ours, its = cpu[peers.TANDEM.name], cpu[gateway.name]
+    ratios = [a / b for a, b in zip(ours, its, strict=True)] if its is not ours else []
+    return [gateway.name, report.spread(its, ".1f"), report.spread(ratios, ".2f") if ratios else ""]
 
 
 if __name__ == "__main__":
