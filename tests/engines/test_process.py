@@ -8,6 +8,7 @@ import sys
 import tempfile
 import textwrap
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -62,8 +63,13 @@ def keeper_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def open_files() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+def open_files() -> set[tuple[str, str]]:
+    """This process's, each with what it is."""
+    found = set()
+    for each in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the folder that is being read
+            found.add((each.name, str(each.readlink())))
+    return found
 
 
 async def test_an_orderly_stop_lets_the_server_finish(make_spec: MakeSpec) -> None:
@@ -190,7 +196,7 @@ async def test_a_killed_keeper_leaves_nothing(make_spec: MakeSpec) -> None:
     ("signum", "code"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGKILL, -signal.SIGKILL)]
 )
 def test_a_keeper_that_is_ended_as_it_starts_the_server_leaves_none(signum: int, code: int, tmp_path: Path) -> None:
-    """It has forked, and the fork is not the server yet: without its keeper it does not become it."""
+    """It has forked, and the fork is not the server yet: killed with it, or ended as soon as it is."""
     script = f"""
         import os, runpy, subprocess, time
 
@@ -207,12 +213,50 @@ def test_a_keeper_that_is_ended_as_it_starts_the_server_leaves_none(signum: int,
         runpy.run_path({keeper.__file__!r}, run_name="__main__")
     """
     started = tmp_path / "started"
-    server = f"import pathlib, time; time.sleep(0.3); pathlib.Path({str(started)!r}).touch()"
+    server = f"import pathlib, time; time.sleep(2); pathlib.Path({str(started)!r}).touch()"
     command = [sys.executable, "-c", textwrap.dedent(script), sys.executable, "-c", server]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as process:
         assert process.wait(10) == code
-    time.sleep(0.8)
+    time.sleep(2.5)
     assert not started.exists()
+
+
+def test_a_stop_of_the_keeper_s_whole_group_as_it_starts_the_server_is_orderly(tmp_path: Path) -> None:
+    """The fork is ended before it is the server; the keeper sees to what it may have left all the same."""
+    script = f"""
+        import os, runpy, signal, subprocess
+
+        class Popen(subprocess.Popen):
+            def __init__(self, args, *, preexec_fn, **others):
+                def begin():
+                    os.killpg(0, signal.SIGTERM)
+                    preexec_fn()
+
+                super().__init__(args, preexec_fn=begin, **others)
+
+        subprocess.Popen = Popen
+        runpy.run_path({keeper.__file__!r}, run_name="__main__")
+    """
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", textwrap.dedent(script), sys.executable, "-c", "import time; time.sleep(60)"]
+    ran = subprocess.run(
+        command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, start_new_session=True, timeout=20
+    )
+    assert (ran.returncode, ran.stderr) == (128 + signal.SIGTERM, b"")
+
+
+async def test_without_a_log_nothing_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ran by then would have nobody to end it."""
+
+    async def never(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", never)
+    with pytest.raises(FileNotFoundError):
+        await EngineProcess.start(
+            ["true"], {}, log=tmp_path / "gone" / "log", rotation=Rotation(), on_line=lambda line: None
+        )
 
 
 async def test_what_still_holds_a_killed_engine_s_output_is_not_waited_for(
@@ -232,7 +276,7 @@ async def test_what_still_holds_a_killed_engine_s_output_is_not_waited_for(
     process, held = await running(spec, holds, "held")
     os.kill(keeper_of(process.pid or 0), signal.SIGKILL)
     assert await asyncio.wait_for(process.wait(), 5) == 128 + signal.SIGKILL
-    assert open_files() == before
+    assert not open_files() - before
     os.kill(int(held), signal.SIGKILL)
 
 

@@ -41,8 +41,8 @@ def main() -> int:
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "PR_SET_CHILD_SUBREAPER")
     me = os.getpid()
-    # SIGTERM waits until there is somebody to pass it on to: it would end the keeper alone, and a server just forked
-    # would start up without one.
+    # SIGTERM waits until the keeper keeps: before that it would end the keeper alone, and a server just forked would
+    # start up without one.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
     def begin() -> None:
@@ -62,12 +62,12 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     pidfd = os.pidfd_open(server.pid)
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     poll.register(sys.stdin.fileno(), select.POLLIN)
     _note(shared_memory)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     for seconds in itertools.chain((0.1, 0.4, 2), itertools.repeat(5)):
         # A process that is already dead cannot be asked what it had mapped, so they are asked while they live.
         if poll.poll(seconds * 1000):  # goes on after a signal (PEP 475)

@@ -7,6 +7,7 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,7 +24,7 @@ class EngineProcess:
     def __init__(
         self,
         process: asyncio.subprocess.Process,
-        output: BinaryIO,
+        printed: BinaryIO,
         log: RotatingLog,
         on_line: Callable[[str], None],
         tmp: str,
@@ -32,7 +33,7 @@ class EngineProcess:
         self._tmp = tmp
         self._on_line = on_line
         self.lines: deque[str] = deque(maxlen=_KEPT_LINES)
-        self._pump = asyncio.create_task(self._carry(output, log))
+        self._pump = asyncio.create_task(self._carry(printed, log))
 
     @classmethod
     async def start(
@@ -51,6 +52,7 @@ class EngineProcess:
             log: appended to with everything it prints, and rotated as ``rotation`` says.
             on_line: called with each line it prints.
         """
+        output = RotatingLog(log, rotation)
         # A pipe of its own: asyncio's wait for a process waits for the pipes that it made, too.
         reading, writing = os.pipe()
         try:
@@ -64,11 +66,11 @@ class EngineProcess:
             )
         except BaseException:
             os.close(reading)
+            output.close()
             raise
         finally:
             os.close(writing)
-        output = os.fdopen(reading, "rb", buffering=0)
-        return cls(process, output, RotatingLog(log, rotation), on_line, env.get("TMPDIR", ""))
+        return cls(process, os.fdopen(reading, "rb", buffering=0), output, on_line, env.get("TMPDIR", ""))
 
     @property
     def pid(self) -> int | None:
@@ -109,19 +111,16 @@ class EngineProcess:
             self.kill()
             return await self.wait()
 
-    async def _carry(self, output: BinaryIO, log: RotatingLog) -> None:
+    async def _carry(self, printed: BinaryIO, log: RotatingLog) -> None:
         reader, lines = asyncio.StreamReader(), Lines()
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), output
-        )
-        try:
-            while chunk := await reader.read(2**16):
-                log.write(chunk)
-                self._keep(lines.split(chunk))
-            self._keep(lines.last())
-        finally:
-            transport.close()
-            log.close()
+        loop = asyncio.get_running_loop()
+        with closing(log):
+            transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), printed)
+            with closing(transport):
+                while chunk := await reader.read(2**16):
+                    log.write(chunk)
+                    self._keep(lines.split(chunk))
+                self._keep(lines.last())
 
     def _keep(self, lines: list[str]) -> None:
         for line in lines:
