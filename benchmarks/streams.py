@@ -48,7 +48,7 @@ HEAD = (
     "delay of a pause, p99, ms",
     "p99 added, ms",
 )
-TOGETHER = ("all at once", "CPU an event, µs", "Tandem's by this")
+TOGETHER = ("through", "CPU an event, µs", "Tandem's by this")
 _STAMP = re.compile(rb'@(\d+)"')
 
 
@@ -101,6 +101,7 @@ def main() -> None:
     print(f"{STREAMS} streams, {'one round' if rounds == 1 else f'median of {rounds} rounds (least to most)'}.")
     print(machine.described(versions, cores), end="\n\n")
     print(report.table(HEAD, [_row(each, series) for each in through]), end="\n\n")
+    print(f"The same {STREAMS}, shared out among all at once, median of {2 * rounds} rounds (least to most).\n")
     print(report.table(TOGETHER, [_compared(each, together) for each in side_by_side]), end="\n\n")
     print(f"Every one of {asked + more:,} streams was a 200 and whole. {taken}")
 
@@ -124,7 +125,7 @@ async def _round(through: Running, seen: Series, seconds: float) -> int:
 
 async def _together(through: Sequence[Running], rounds: int, seconds: float) -> tuple[dict[str, list[float]], int]:
     """By gateway's name, its CPU an event in µs, a value a round; and how many streams that took."""
-    found: dict[str, list[float]] = {each.name: [] for each in through}
+    spent: dict[str, list[tuple[float, int]]] = {each.name: [] for each in through}
     async with _asking(through) as (windows, callers):
         for _ in range(rounds):
             before = [machine.cpu_seconds(each.pid or 0) for each in through]
@@ -134,7 +135,8 @@ async def _together(through: Sequence[Running], rounds: int, seconds: float) -> 
             await asyncio.sleep(seconds)
             for each, window, cpu in zip(through, windows, before, strict=True):
                 window.open = False
-                found[each.name].append((machine.cpu_seconds(each.pid or 0) - cpu) / len(window.delays) * 1e6)
+                spent[each.name].append((machine.cpu_seconds(each.pid or 0) - cpu, len(window.delays)))
+    found = {name: [cpu / events * 1e6 for cpu, events in values] for name, values in spent.items()}
     return found, sum(caller.streams for caller in callers)
 
 
@@ -161,9 +163,9 @@ async def _asking(through: Sequence[Running]) -> AsyncIterator[tuple[list[Window
         gc.enable()
         for caller in callers:
             caller.close()
-    if faults := [caller.fault for caller in callers if caller.fault]:
-        names = " or ".join(each.name for each in through)
-        raise load.Failed(f"{names}: {faults[0]}, and {len(faults) - 1} more")
+    names = itertools.cycle(each.name for each in through)
+    if faults := [f"{name}: {caller.fault}" for caller, name in zip(callers, names, strict=False) if caller.fault]:
+        raise load.Failed(f"{faults[0]}, and {len(faults) - 1} more")
 
 
 class Caller(asyncio.Protocol):
