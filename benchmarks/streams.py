@@ -22,6 +22,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 import httptools
@@ -152,10 +153,9 @@ async def _asking(through: Sequence[Running]) -> AsyncIterator[tuple[list[Window
     try:
         # Evenly over the length of a stream, so that later ends and beginnings are, too.
         for _, (each, window) in zip(range(STREAMS), itertools.cycle(zip(through, windows, strict=True)), strict=False):
-            caller = Caller(window)
-            callers.append(caller)
             host, port = each.url.removeprefix("http://").split(":")
-            await loop.create_connection(lambda caller=caller: caller, host, int(port))  # type: ignore[misc]
+            _, caller = await loop.create_connection(partial(Caller, window), host, int(port))
+            callers.append(caller)
             await asyncio.sleep(length / STREAMS)
         await asyncio.sleep(length / 4)
         yield windows, callers
