@@ -115,7 +115,7 @@ def read() -> Counted:
 def test_only_the_first_of_many_is_read(read: Counted) -> None:
     """Twice: once to learn from. And the last, which tells why the text has ended."""
     splicer = Splicer(read)
-    for text in (b"one", b" two", "drei ß".encode(), b"</four>"):
+    for text in (b"one", b" two", "drei ß".encode(), b"</four>", rb"\n\t\"five\"\\", rb"\b\f\r"):
         assert text in splicer.chunk(whole(said(text)))[0]
     assert read.events == 2
     last = said(b"!").replace(b'"finish_reason":null', b'"finish_reason":"stop"')
@@ -124,7 +124,11 @@ def test_only_the_first_of_many_is_read(read: Counted) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b'a\\"b', b"a\\nb", b"a\\", b"\xff", b"\xed\xa0\x80", b"a\tb", b'","finish_reason":"stop']
+    "text",
+    [
+        *(b"", b"a\\", rb"\u000a", rb"\u0041", rb"\/", rb"\x", b"\xff", b"\xed\xa0\x80", b"a\tb"),
+        *(b'","finish_reason":"stop', rb'\\","finish_reason":"stop'),
+    ],
 )
 def test_a_text_that_is_not_plain_is_read(read: Counted, text: bytes) -> None:
     splicer = Splicer(read)

@@ -15,15 +15,15 @@ from tandem.models.responses import Usage
 
 Write = Callable[[bytes], tuple[bytes, Usage | None]]
 
-# Of a JSON string, what is written as it is whoever writes it: no quotes, no escapes, no control characters.
-_PLAIN = rb'[^"\\\x00-\x1f]+'
+# Of a JSON string, what is written like that whoever writes it: of the escapes, those that have but one form.
+_PLAIN = rb'(?=[^"])[^"\\\x00-\x1f]*(?:\\["\\bfnrt][^"\\\x00-\x1f]*)*'
 _plain = re.compile(_PLAIN).fullmatch
 _text = re.compile(rb'"(?:text|content|reasoning|reasoning_content)": ?"(' + _PLAIN + rb')"').search
 _MARK = b"<|a text|>"
 FIELD = b"data:"  # what an event begins with
 
 
-class _Frame(NamedTuple):
+class Frame(NamedTuple):
     """What stands before and after the text, theirs and ours; and where that begins and ends in theirs."""
 
     before: bytes
@@ -40,11 +40,14 @@ class Splicer:
     Args:
         write: an event's data as the engine sent it -> the event as the caller gets it, and what the engine counted.
             What it writes of a text must be that text, and nothing else may depend on it.
+
+    Attributes:
+        frame: of the events that are spliced; None where there was none yet.
     """
 
     def __init__(self, write: Write) -> None:
         self._write = write
-        self._frame: _Frame | None = None
+        self.frame: Frame | None = None
         self._read = 0  # events
 
     def chunk(self, event: bytes) -> tuple[bytes, Usage | None]:
@@ -61,13 +64,13 @@ class Splicer:
         self._read += 1
         # Where every event differs in more than its text, few are looked at in vain. If the first was learnt from, the
         # second that is read is no reason to look again: it is the last, which tells why the text has ended.
-        if not self._read & (self._read - 1) and (self._frame is None or self._read > 2):
+        if not self._read & (self._read - 1) and (self.frame is None or self._read > 2):
             self._learn(event)
         return self._write(_data(event))
 
     def splice(self, event: bytes) -> bytes | None:
         """As ``write`` has it, without reading it; None for an event that is like none before."""
-        frame = self._frame
+        frame = self.frame
         if frame is None or not event.startswith(frame.before) or not event.endswith(frame.after):
             return None
         text = event[frame.start : frame.end]
@@ -87,7 +90,7 @@ class Splicer:
             return
         parts = said.split(_MARK)
         if usage is None and len(parts) == 2:
-            self._frame = _Frame(before, after, parts[0], parts[1], start, -len(after))
+            self.frame = Frame(before, after, parts[0], parts[1], start, -len(after))
 
 
 def _data(event: bytes) -> bytes:
