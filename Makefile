@@ -57,12 +57,12 @@ demo-model: .venv/.server ## train the demo's language model anew: about an hour
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements/server.txt uv
 	@touch $@
 
-.venv/.server: .venv/bin/uv requirements/server.txt pyproject.toml
+.venv/.server: .venv/bin/uv requirements/server.txt pyproject.toml setup.py src/tandem/router/_fastpath.c
 	@$(UV_PIP) install --quiet --no-deps -r requirements/server.txt
 	@$(UV_PIP) install --quiet --no-deps --editable .
 	@touch $@
 
-.venv/.dev: .venv/bin/uv requirements/dev.txt pyproject.toml
+.venv/.dev: .venv/bin/uv requirements/dev.txt pyproject.toml setup.py src/tandem/router/_fastpath.c
 	@$(UV_PIP) install --quiet --no-deps -r requirements/dev.txt
 	@$(UV_PIP) install --quiet --no-deps --editable .
 	@touch $@ .venv/.server
@@ -75,8 +75,9 @@ pins: .venv/bin/uv ## compile every pin anew, to the newest that fit; needs find
 	UV_FIND_LINKS="$$($(PYTHON) -m pip config get global.find-links 2>/dev/null)" $(COMPILE) $(PINS)/vllm-cpu.in --overrides $(PINS)/vllm-cpu.overrides.txt -o $(PINS)/vllm-cpu.txt
 	$(COMPILE) $(PINS)/vllm-cuda.in --overrides $(PINS)/vllm-cuda.overrides.txt -o $(PINS)/vllm-cuda.txt
 
-dist: .venv/.dev ## the wheel and the source archive
-	$(BIN)/python -m build --no-isolation
+dist: .venv/.dev ## the wheel, for Linux of this architecture, and the source archive
+	rm -rf dist
+	PATH="$(CURDIR)/$(BIN):$$PATH" && python -m build --no-isolation && auditwheel repair --wheel-dir dist dist/*-linux_*.whl && rm dist/*-linux_*.whl
 
 clean: ## everything that make built here
-	rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv dist build src/*.egg-info src/tandem/router/*.so .mypy_cache .pytest_cache .ruff_cache

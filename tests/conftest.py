@@ -1,14 +1,25 @@
 """For every test: an environment that sets nothing of Tandem's, and no services of this machine's user."""
 
+import asyncio
 import os
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from tandem import settings
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The router's tests run on the loop that it runs on; on both, what is close to the loop."""
+    here: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"uvloop": uvloop.new_event_loop}
+    others: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
+    if item.path.parent.name != "router":
+        return others
+    return here | others if item.path.stem == "test_fastpath" else here
 
 
 @pytest.fixture(autouse=True)

@@ -135,12 +135,12 @@ def two_engines(url: str, *, started: float = 0.0) -> Snapshot:
 
 
 @asynccontextmanager
-async def serving(fleet: Fleet, **settings: Any) -> AsyncIterator[tuple[Server, str]]:
-    """A router that fronts ``fleet``, and its address."""
+async def serving(fleet: Fleet, *, fast: bool = True, **settings: Any) -> AsyncIterator[tuple[Server, str]]:
+    """A router that fronts ``fleet``, and its address; ``fast`` as :class:`Upstreams` has it."""
     wanted = RouterSettings(**{"drain_timeout": 1, "max_body_bytes": 100_000, **settings})
     with listen("127.0.0.1", 0) as listener:
         log = RequestLog("info")
-        made = server(Router(fleet, Upstreams(connect_timeout=1), wanted, sinks=[log]), wanted)
+        made = server(Router(fleet, Upstreams(connect_timeout=1, fast=fast), wanted, sinks=[log]), wanted)
         running = asyncio.create_task(made.serve([listener]))
         host, port = listener.getsockname()
         try:

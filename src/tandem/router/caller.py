@@ -7,6 +7,7 @@ is pipelined on it stay uvicorn's, to whose protocol this is the cycle of a requ
 """
 
 import asyncio
+import os
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
@@ -172,6 +173,36 @@ class Caller:
         """Write a part of a stream."""
         if not self.gone:
             self._outbox.put(self._transport, self._part(data))
+
+    def put(self, data: bytes) -> None:
+        """Write what is left of a part, as it is."""
+        if not self.gone:
+            self._outbox.put(self._transport, data)
+
+    def descriptor(self) -> int | None:
+        """One more descriptor of the connection, the taker's to close, for parts to be written to past all else; None
+        where that cannot be: for HTTP/1.0, over TLS, when something still waits to be written, or without one left."""
+        transport = self._transport
+        if self.gone or not self._framed or transport.is_closing() or transport.get_write_buffer_size():
+            return None
+        if self._outbox.holds(transport) or transport.get_extra_info("sslcontext") is not None:
+            return None
+        try:
+            return os.dup(transport.get_extra_info("socket").fileno())
+        except OSError:
+            return None
+
+    def write_to(self, descriptor: int, data: bytes) -> bool:
+        """Write a part of a stream to :meth:`descriptor`, and, where that takes it not or not whole, the rest as ever;
+        whether there was none."""
+        part = self._part(data)
+        try:
+            rest = part[os.write(descriptor, part) :]
+        except OSError:  # it is full, or gone, which shows in time
+            rest = part
+        if rest:
+            self.put(rest)
+        return not rest
 
     def end(self, data: bytes = b"") -> None:
         """Write the last part of a stream, and its end."""

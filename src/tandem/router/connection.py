@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import os
 import time
 from collections.abc import Callable, Mapping
 from math import inf
@@ -10,7 +11,10 @@ from typing import cast
 import httptools
 
 from tandem.errors import TandemError
+from tandem.router.caller import Caller
+from tandem.router.fastpath import FastPath, Lent, Told
 from tandem.router.outbox import Outbox
+from tandem.router.splice import Frame
 
 # Bytes of an answer that may wait for a slow caller before the engine is told to wait too.
 _BUFFER = 256 * 1024
@@ -51,6 +55,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None
         self._lost: UpstreamError | None = None
+        self._lent: Lent | None = None
         self._chunks: list[bytes] = []
         self.on_body = self._chunks.append  # the parser's callback, without a frame of Python's for each part
         self._begin()
@@ -121,14 +126,61 @@ class Connection(asyncio.Protocol):
         if self._chunks:
             reader(self._taken())
         self._reader = reader
-        while not self._complete:
-            self._check()
-            await self._news()
+        try:
+            while not self._complete:
+                self._check()
+                await self._news()
+        finally:
+            self._recall()
         self._check()
+
+    def lend(self, path: FastPath, caller: Caller, frame: Frame, said: bytes, told: Told) -> bool:
+        """Have ``path`` send on the events of a stream that :meth:`feed` reads, until it comes to one that it does not
+        know. For the reader to call, of the only event in its part.
+
+        Args:
+            said: what the caller gets of this event.
+            told: takes how many events more were sent on, and when something came last.
+
+        Returns:
+            whether ``said`` is on its way; what comes next may be the reader's all the same.
+        """
+        transport = self._transport
+        if transport is None or transport.is_closing() or not self._between_chunks or self._paused:
+            return False
+        if transport.get_extra_info("sslcontext") is not None or (sink := caller.descriptor()) is None:
+            return False
+        if not caller.write_to(sink, said):
+            os.close(sink)
+            return True
+        source = transport.get_extra_info("socket").fileno()
+        self._lent = path.lend(source, sink, caller, frame, self._returned, told)
+        if self._lent is not None:
+            transport.pause_reading()
+        return True
+
+    def _returned(self, unread: bytes) -> None:
+        """``unread`` has come, and is for the reader again."""
+        self._heard = time.monotonic()
+        self._go_on()
+        if unread:
+            self.data_received(unread)
+
+    def _recall(self) -> None:
+        if self._lent is not None:
+            self._heard = self._lent.heard
+            self._lent.recall()
+            self._go_on()
+
+    def _go_on(self) -> None:
+        self._lent = None
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def hold(self, *, paused: bool) -> None:
         """Stop or go on reading what the engine sends."""
         if paused is not self._paused and self._transport is not None:
+            self._recall()
             self._paused = paused
             self._heard = time.monotonic()  # the engine is not to blame for the time that was held
             if self._transport.is_closing():
@@ -149,6 +201,8 @@ class Connection(asyncio.Protocol):
             return inf
         if self._paused or (self._chunks and not self._most):
             return self._due(now)
+        if self._lent is not None:
+            self._heard = self._lent.heard
         if limit is not None and now - self._heard >= limit:
             self._fail(UpstreamTimeout(f"nothing came from the engine for {limit:g} s"))
             self.abort()
@@ -165,6 +219,7 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         self._lost = self._lost or UpstreamError("the connection is closed")
+        self._recall()
         self._reader = None
         if self._transport is not None:
             self._transport.abort()
@@ -209,6 +264,7 @@ class Connection(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._recall()
         self._fail(UpstreamError(f"the engine closed the connection{f' ({exc})' if exc else ''}"))
         self._parser = None  # it knows this, too: nothing is to be left to the garbage collector
 

@@ -224,6 +224,11 @@ class Exchange:
         self.last_event = clock()
         self.end.write(events)
 
+    def events_sent(self, number: int, last: float) -> None:
+        """``number`` more events were sent on the fast path, the last at ``last``."""
+        self.events += number
+        self.last_event = max(self.last_event, last)
+
     def end_stream(self) -> None:
         """The stream is whole."""
         assert self.end is not None  # noqa: S101 - it is a hot request

@@ -28,6 +28,10 @@ class Outbox:
         if self._written == 1 and not self._crowded:
             self.flush()
 
+    def holds(self, transport: asyncio.WriteTransport) -> bool:
+        """Whether something still waits to be written to it."""
+        return any(each is transport for each, _ in self._waiting)
+
     def flush(self) -> None:
         """Write all there is; what is for a connection that was closed meanwhile goes nowhere."""
         waiting, self._waiting = self._waiting, []

@@ -12,7 +12,7 @@ from tandem.router.answers import Form
 from tandem.router.connection import UpstreamError
 from tandem.router.context import Contexts
 from tandem.router.dispatch import Dispatch, Question
-from tandem.router.exchange import Exchange
+from tandem.router.exchange import Exchange, clock
 from tandem.router.splice import FIELD, Splicer
 from tandem.router.translate import Asked
 from tandem.router.upstream import Answer
@@ -22,6 +22,7 @@ R = TypeVar("R", CompletionRequest, ChatCompletionRequest)
 
 _LARGEST_EVENT = 16 * 2**20
 _END = b"\n\n"  # of an event
+_LONGEST_WAIT = 64  # events
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Relay(Generic[R]):
         if not answer.headers.get(b"content-type", b"").startswith(b"text/event-stream"):
             raise answers.error(await answer.read(), asked)
         splicer = Splicer(lambda event: self._form.chunk(self._shape.chunk, event, asked))
-        events = _Events(exchange, splicer)
+        events = _Events(exchange, answer, splicer)
         assert exchange.end is not None  # noqa: S101 - it is a hot request
         exchange.end.on_flow = answer.hold
         try:
@@ -111,12 +112,15 @@ class _Events:
         splicer: writes an event for the caller.
     """
 
-    def __init__(self, exchange: Exchange, splicer: Splicer) -> None:
+    def __init__(self, exchange: Exchange, answer: Answer, splicer: Splicer) -> None:
         self.done = False
         self._exchange = exchange
+        self._answer = answer
         self._splicer = splicer
         self._rest = b""
         self._ready: list[bytes] = []
+        self._wait = 1  # spliced events before the stream is lent
+        self._due = 1  # of them, how many are still to come
 
     def read(self, part: bytes) -> None:
         """The data of each server-sent event.
@@ -125,7 +129,9 @@ class _Events:
         """
         # Most parts are one event like those before.
         if not self._rest and not self.done and (said := self._splicer.splice(part)) and self._exchange.status:
-            self._exchange.send_events(said, 1)
+            self._due -= 1
+            if self._due or not self._lend(said):
+                self._exchange.send_events(said, 1)
             return
         *events, self._rest = (self._rest + part if self._rest else part).split(_END)
         for event in events:
@@ -145,6 +151,25 @@ class _Events:
         if len(self._rest) > _LARGEST_EVENT:
             raise answers.nonsense()
         self.flush()
+
+    def _lend(self, said: bytes) -> bool:
+        """Have ``said`` and what comes after it be sent on without this; whether that is.
+
+        What cannot be, or is soon back, as a stream of two choices that take turns, is not tried again and again.
+        """
+        assert self._exchange.end is not None  # noqa: S101 - it is a hot request
+        assert self._splicer.frame is not None  # noqa: S101 - something was spliced
+        self._wait = self._due = min(2 * self._wait, _LONGEST_WAIT)
+        if not self._answer.lend(self._exchange.end, self._splicer.frame, said, self._returned):
+            return False
+        self._exchange.events_sent(1, clock())
+        return True
+
+    def _returned(self, number: int, last: float) -> None:
+        """``number`` events were sent on, and what comes next is read here."""
+        self._exchange.events_sent(number, last)
+        if number >= self._wait:
+            self._wait = self._due = 1
 
     def flush(self) -> None:
         """Send what there is."""

@@ -13,8 +13,11 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from tandem.router.caller import Caller
 from tandem.router.connection import Connection, Nonsense, Reader, UpstreamError, UpstreamTimeout
+from tandem.router.fastpath import COMPILED, FastPath, Told
 from tandem.router.outbox import Outbox
+from tandem.router.splice import Frame
 
 # What msgspec raises where a body is not the JSON that it should be: not UTF-8, and nested without end, included.
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -53,6 +56,11 @@ class Answer:
         """
         await self._connection.feed(reader, paused=paused)
 
+    def lend(self, caller: Caller, frame: Frame, said: bytes, told: Told) -> bool:
+        """Have what is fed be sent on to ``caller`` on the fast path, as :meth:`Connection.lend` has it."""
+        path = self._upstream.fast_path
+        return path is not None and self._connection.lend(path, caller, frame, said, told)
+
     def hold(self, paused: bool) -> None:
         """Have the engine wait, or go on: whoever reads what is made of its answer is slow."""
         self._connection.hold(paused=paused)
@@ -78,23 +86,32 @@ class Answer:
 
 
 class Upstreams:
-    """A pool for every engine, by its address."""
+    """A pool for every engine, by its address.
 
-    def __init__(self, *, connect_timeout: float) -> None:
+    Args:
+        fast: whether streams are sent on without Python where they can be; only where that is compiled.
+    """
+
+    def __init__(self, *, connect_timeout: float, fast: bool = COMPILED) -> None:
         self._connect_timeout = connect_timeout
         self._outbox = Outbox()
+        self._fast_path = FastPath() if fast else None
         self._pools: dict[str, Upstream] = {}
 
     def to(self, url: str) -> "Upstream":
         """The pool of connections to ``url``."""
         if (pool := self._pools.get(url)) is None:
-            pool = self._pools[url] = Upstream(url, connect_timeout=self._connect_timeout, outbox=self._outbox)
+            pool = self._pools[url] = Upstream(
+                url, connect_timeout=self._connect_timeout, outbox=self._outbox, fast_path=self._fast_path
+            )
         return pool
 
     def close(self) -> None:
         """Close what is idle everywhere."""
         for pool in self._pools.values():
             pool.close()
+        if self._fast_path is not None:
+            self._fast_path.close()
 
 
 class Upstream:
@@ -102,9 +119,17 @@ class Upstream:
 
     Args:
         outbox: through which it asks; its own by default.
+        fast_path: what sends on streams without Python; by default nothing does.
     """
 
-    def __init__(self, base_url: str, *, connect_timeout: float, outbox: Outbox | None = None) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        connect_timeout: float,
+        outbox: Outbox | None = None,
+        fast_path: FastPath | None = None,
+    ) -> None:
         url = urlsplit(base_url)
         if url.scheme not in {"http", "https"} or not url.hostname:
             raise ValueError(f"{base_url!r} is no http:// or https:// address")
@@ -115,6 +140,7 @@ class Upstream:
         self._netloc = url.netloc.rpartition("@")[2]
         self._connect_timeout = connect_timeout
         self._outbox = outbox or Outbox()
+        self.fast_path = fast_path
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
         self._watching: asyncio.TimerHandle | None = None
