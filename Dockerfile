@@ -1,5 +1,6 @@
 # Tandem's router. In a clone: docker build --build-arg TANDEM="/context[server]" -t tandem-router .
-FROM python:3.13-slim AS build
+# With a compiler, for what is installed from source.
+FROM python:3.13 AS build
 ARG TANDEM="vllm-tandem[server]==0.1.0"
 # What only engines need is left out again.
 RUN --mount=type=bind,target=/context,rw \

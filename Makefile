@@ -19,11 +19,12 @@ up: .venv/.server ## install what is missing, start both models, serve until Ctr
 	$(BIN)/tandem install
 	$(BIN)/tandem up --or-demo $(ARGS)
 
-test: .venv/.dev tools check ## every check and every test, with real engines on the CPU
+test: tools .venv/.dev check ## every check and every test, with real engines on the CPU
 	$(BIN)/tandem install
 	$(BIN)/pytest $(ARGS)
 
 tools: ## what tests need of the system; installed where that is possible
+	@command -v cc >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq --no-install-recommends gcc libc6-dev python3-dev >/dev/null; } || { echo "The tests of streams need what is compiled: install a C compiler and Python's headers."; exit 1; }
 	@command -v systemd-analyze >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq --no-install-recommends systemd >/dev/null; } || { echo "The tests of the systemd unit need systemd-analyze: install systemd."; exit 1; }
 
 check: .venv/.dev ## lint, format, imports, types

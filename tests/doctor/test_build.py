@@ -82,6 +82,12 @@ def test_a_python_that_was_built_without_optimisation_is_told() -> None:
     assert (told.level, told.says.partition(":")[0]) == (Level.WARNING, "3.11.7, built without optimisation")
 
 
+def test_streams_that_go_the_long_way_are_told() -> None:
+    assert build.fast_path().level is Level.OK  # the tests' own environment has a compiler
+    told = build.fast_path(compiled=False)
+    assert (told.level, told.says.partition(":")[0]) == (Level.WARNING, "the fast path is not compiled")
+
+
 def test_this_python_is_asked() -> None:
     """As the interpreter of an environment sees itself; headers and optimisation are as they may be."""
     (own, *_) = build.python_of(replace(CPU_BUILD, python=Path(sys.executable)))

@@ -4,6 +4,8 @@ import asyncio
 import gzip
 import json
 import ssl
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -303,6 +305,17 @@ async def test_who_keeps_a_connection_is_told_of_the_last_answer(fleet: Fleet, e
         await refused.read()  # to the connection's end
         closed.close()
         unfinished.close()
+
+
+def test_it_takes_as_many_callers_as_the_system_allows() -> None:
+    """Whatever the shell that started it does: that allows 1,024 files, as a rule."""
+    code = (
+        "import resource; _, most = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, most), most))\n"
+        "from tandem.router.server import tune; tune()\n"
+        "assert resource.getrlimit(resource.RLIMIT_NOFILE) == (most, most)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 async def test_what_outlasts_the_drain_is_answered_with_an_error(fleet: Fleet, engine: ScriptedEngine) -> None:

@@ -19,17 +19,6 @@ def describe() -> dict[str, str | int]:
     return found
 
 
-def open_files() -> None:
-    """Let this process open as many files, and so connections, as the system allows; shells often set 1,024."""
-    try:
-        import resource
-    except ImportError:
-        return  # no POSIX system
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # macOS says "no limit", and refuses it
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
 def _cpu() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

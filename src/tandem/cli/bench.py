@@ -103,11 +103,11 @@ def _measure(plan: "Plan") -> "Run":
     import asyncio
     from functools import partial
 
-    from tandem.bench import machine
     from tandem.bench.run import run
     from tandem.cli import results
+    from tandem.router.listener import open_files
 
-    machine.open_files()
+    open_files()
     with results.Watching(plan) as watch, asyncio.Runner(loop_factory=results.event_loop) as runner:
         return runner.run(results.until_interrupted(partial(run, plan, watch)))
 

@@ -217,7 +217,8 @@ _HEAD = """\
 
 _DOCKERFILE = """\
 # Tandem's router. In a clone: docker build --build-arg TANDEM="/context[server]" -t tandem-router .
-FROM python:3.13-slim AS build
+# With a compiler, for what is installed from source.
+FROM python:3.13 AS build
 ARG TANDEM="vllm-tandem[server]=={version}"
 # What only engines need is left out again.
 RUN --mount=type=bind,target=/context,rw \\

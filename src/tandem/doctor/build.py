@@ -15,6 +15,7 @@ from tandem.engines.diagnosis import diagnose
 from tandem.engines.hardware import Hardware
 from tandem.engines.install import Vllm
 from tandem.errors import SetupError
+from tandem.router.fastpath import COMPILED
 
 _NVIDIA = "0x10de"  # its number as a maker of PCI devices
 _DISPLAYS = ("0x0300", "0x0302")  # PCI classes of graphics cards, with and without outputs
@@ -62,6 +63,7 @@ def examine(engine_python: Path | None, hardware: Hardware) -> Iterator[Finding]
         yield from cards(hardware, driver, present=_cards_present())
     yield from processor(hardware)
     yield python(interpreter.look())
+    yield fast_path()
     try:
         vllm = install.find(engine_python)
     except SetupError as exc:
@@ -151,6 +153,18 @@ def python(built: Mapping[str, object], whose: str = "Python") -> Finding:
         "PYTHON_CONFIGURE_OPTS=--enable-optimizations), then run `tandem install`"
     )
     return warning(whose, says, mend)
+
+
+def fast_path(*, compiled: bool = COMPILED) -> Finding:
+    """Whether streams are sent on without Python, which takes a compiler where Tandem was installed from source."""
+    if compiled:
+        return fine("streams", "the fast path is compiled")
+    says = "the fast path is not compiled: each event of a stream takes more of the processor than it need"
+    mend = (
+        "Install a C compiler and Python's headers (`apt install gcc python3-dev`, `dnf install gcc python3-devel`), "
+        "then Tandem again"
+    )
+    return warning("streams", says, mend)
 
 
 def python_of(vllm: Vllm) -> Iterator[Finding]:

@@ -1,9 +1,21 @@
 """The socket that callers connect to. Apart from the server, so that whoever only holds it open need not load that."""
 
+import contextlib
 import errno
 import socket
 
 from tandem.errors import SetupError
+
+
+def open_files() -> None:
+    """Let this process open as many files, and so connections, as the system allows; shells often set 1,024."""
+    try:
+        import resource
+    except ImportError:
+        return  # no POSIX system
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS says "no limit", and refuses it
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def listen(host: str, port: int) -> socket.socket:

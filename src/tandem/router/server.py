@@ -16,6 +16,7 @@ import uvicorn
 from tandem.fleet import Fleet
 from tandem.router.app import Router
 from tandem.router.health import Prober
+from tandem.router.listener import open_files
 from tandem.router.protocol import Protocol
 from tandem.router.upstream import Upstreams
 from tandem.settings import ApiSettings, RouterSettings
@@ -75,7 +76,7 @@ def server(router: Router, settings: RouterSettings) -> Server:
 
 
 def tune() -> None:
-    """For a process that does nothing but serve.
+    """For a process that does nothing but serve, as many callers at once as the system allows.
 
     What it has loaded stays, and need not be looked through for garbage again and again, which takes a tenth of a busy
     router's time; requests leave few cycles, which can wait. And memory of the size of an answer is kept for the next
@@ -84,6 +85,7 @@ def tune() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(_GARBAGE)
+    open_files()
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None  # glibc has it
     if mallopt is not None:
         mallopt(_M_TRIM_THRESHOLD, _KEPT)
