@@ -20,11 +20,12 @@ up: .venv/.server ## install what is missing, start both models, serve until Ctr
 	$(BIN)/tandem up --or-demo $(ARGS)
 
 test: tools .venv/.dev check ## every check and every test, with real engines on the CPU
+	@$(BIN)/python -c "import tandem.router._fastpath" 2>/dev/null || $(UV_PIP) install --quiet --no-deps --no-cache --reinstall --editable .
 	$(BIN)/tandem install
 	$(BIN)/pytest $(ARGS)
 
 tools: ## what tests need of the system; installed where that is possible
-	@command -v cc >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq --no-install-recommends gcc libc6-dev python3-dev >/dev/null; } || { echo "The tests of streams need what is compiled: install a C compiler and Python's headers."; exit 1; }
+	@{ command -v cc && test -e "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h"; } >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq --no-install-recommends gcc libc6-dev python3-dev >/dev/null; } || { echo "The tests of streams need what is compiled: install a C compiler and Python's headers."; exit 1; }
 	@command -v systemd-analyze >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq --no-install-recommends systemd >/dev/null; } || { echo "The tests of the systemd unit need systemd-analyze: install systemd."; exit 1; }
 
 check: .venv/.dev ## lint, format, imports, types
@@ -78,7 +79,7 @@ pins: .venv/bin/uv ## compile every pin anew, to the newest that fit; needs find
 
 dist: .venv/.dev ## the wheel, for Linux of this architecture, and the source archive
 	rm -rf dist
-	PATH="$(CURDIR)/$(BIN):$$PATH" && python -m build --no-isolation && auditwheel repair --wheel-dir dist dist/*-linux_*.whl && rm dist/*-linux_*.whl
+	PATH="$(CURDIR)/$(BIN):$$PATH" && python -m build --no-isolation && auditwheel repair --wheel-dir dist dist/*-linux_*.whl && rm dist/*-linux_*.whl || { rm -rf dist; exit 1; }
 
 clean: ## everything that make built here
 	rm -rf .venv dist build src/*.egg-info src/tandem/router/*.so .mypy_cache .pytest_cache .ruff_cache

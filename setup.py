@@ -1,6 +1,7 @@
 """What pyproject.toml has no stable words for: the one part that is compiled."""
 
 import sys
+import sysconfig
 
 from setuptools import Extension, setup
 
@@ -13,7 +14,8 @@ FAST_PATH = Extension(
     optional=True,  # without a compiler, streams go the long way
 )
 
-setup(
-    ext_modules=[FAST_PATH] if sys.platform == "linux" else [],  # others have no epoll
-    options={"bdist_wheel": {"py_limited_api": "cp311"}},
-)
+# Others have no epoll; and a Python without its lock has no stable interface.
+if sys.platform == "linux" and not sysconfig.get_config_var("Py_GIL_DISABLED"):
+    setup(ext_modules=[FAST_PATH], options={"bdist_wheel": {"py_limited_api": "cp311"}})
+else:
+    setup()

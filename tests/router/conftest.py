@@ -11,6 +11,7 @@ import pytest
 
 from tandem.fleet import Engine, Fleet, Snapshot, State
 from tandem.router.app import Router
+from tandem.router.fastpath import COMPILED
 from tandem.router.listener import listen
 from tandem.router.server import Server, server
 from tandem.router.upstream import Upstreams
@@ -135,7 +136,7 @@ def two_engines(url: str, *, started: float = 0.0) -> Snapshot:
 
 
 @asynccontextmanager
-async def serving(fleet: Fleet, *, fast: bool = True, **settings: Any) -> AsyncIterator[tuple[Server, str]]:
+async def serving(fleet: Fleet, *, fast: bool = COMPILED, **settings: Any) -> AsyncIterator[tuple[Server, str]]:
     """A router that fronts ``fleet``, and its address; ``fast`` as :class:`Upstreams` has it."""
     wanted = RouterSettings(**{"drain_timeout": 1, "max_body_bytes": 100_000, **settings})
     with listen("127.0.0.1", 0) as listener:

@@ -24,6 +24,7 @@ from tandem.fleet import Fleet, Snapshot, State
 from tandem.models.responses import Completion
 from tandem.router import _fastpath
 from tandem.router.answers import Form
+from tandem.router.fastpath import FastPath
 from tandem.router.relay import _Events
 from tandem.router.splice import Frame, Splicer
 from tandem.router.translate import Asked
@@ -307,8 +308,14 @@ async def test_a_stream_that_keeps_coming_back_is_left_alone(
 
 
 async def test_events_are_counted(engine: ScriptedEngine, fleet: Fleet) -> None:
-    """With the time between them."""
-    engine.scripts["/v1/completions"] = pieces(*WORDS, DONE, pause=0.03)
+    """With the time between them, to which what is none does not count."""
+
+    async def play(writer: asyncio.StreamWriter) -> None:
+        await pieces(*WORDS, pause=0.03)(writer)
+        await asyncio.sleep(1)
+        writer.write(b"nonsense\r\n")
+
+    engine.scripts["/v1/completions"] = play
     async with fronting(fleet) as client, asyncio.timeout(10):
         await client.post("/v1/completions", json=PROMPT)
         metrics = (await client.get("/metrics")).text
@@ -433,6 +440,57 @@ async def test_a_caller_who_does_not_read_stops_the_engine(
     writer.close()
     assert b"".join(unchunked(got.partition(b"\r\n\r\n")[2])).count(b"x" * 16_000) == number
     assert lent
+
+
+async def test_a_caller_who_does_not_read_stops_it_whatever_an_event_grows_to(
+    engine: ScriptedEngine, fleet: Fleet, lent: list[int]
+) -> None:
+    """By a long alias, sixteen times: what one read becomes is more than what may wait for the caller."""
+    alias = "m" * 3000
+    ready = fleet.now.engines
+    fleet.replace(Snapshot(tuple(msgspec.structs.replace(each, aliases=(each.name + alias,)) for each in ready)))
+    wrote = 0
+
+    async def play(writer: asyncio.StreamWriter) -> None:
+        nonlocal wrote
+        await pieces(*WORDS)(writer)
+        while True:
+            writer.write(WORDS[0] * 100)
+            await writer.drain()
+            wrote += 1
+
+    engine.scripts["/v1/completions"] = play
+    body = json.dumps(PROMPT | {"model": f"generation{alias}"})
+    head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    async with serving(fleet) as (_, address), asyncio.timeout(20):
+        _, writer = await connected(address, limit=2**16)
+        writer.write(f"{head}content-length: {len(body)}\r\n\r\n{body}".encode())
+        await until(lambda: wrote > 0)
+        stopped, before = 0, -1
+        while stopped < 4:
+            await asyncio.sleep(0.05)
+            stopped, before = (stopped + 1 if wrote == before else 0), wrote
+        writer.transport.abort()
+    assert lent
+
+
+async def test_what_is_given_back_goes_on(
+    engine: ScriptedEngine, fleet: Fleet, lent: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[FastPath] = []
+    began = FastPath.__init__
+    monkeypatch.setattr(FastPath, "__init__", lambda self: (made.append(self), began(self))[1])
+    engine.scripts["/v1/completions"] = pieces(*WORDS * 3, DONE, pause=0.02)
+    async with fronting(fleet) as client, asyncio.timeout(5):
+        asked = asyncio.ensure_future(client.post("/v1/completions", json=PROMPT))
+        await engine.until_asked()
+        await asyncio.sleep(0.2)
+        assert not lent
+        made[0].close()
+        assert sum(lent) > 3
+        got = await asked
+    assert got.text.count("word") == 3 * len(WORDS)
+    assert "[DONE]" in got.text
 
 
 async def test_a_server_that_stops_ends_it(engine: ScriptedEngine, fleet: Fleet, lent: list[int]) -> None:

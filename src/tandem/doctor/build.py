@@ -162,7 +162,7 @@ def fast_path(*, compiled: bool = COMPILED) -> Finding:
     says = "the fast path is not compiled: each event of a stream takes more of the processor than it need"
     mend = (
         "Install a C compiler and Python's headers (`apt install gcc python3-dev`, `dnf install gcc python3-devel`), "
-        "then Tandem again"
+        "then Tandem again (`pip install --force-reinstall --no-cache-dir …`)"
     )
     return warning("streams", says, mend)
 

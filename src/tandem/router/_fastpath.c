@@ -27,6 +27,7 @@ typedef struct {
     int sink;
     Py_ssize_t events;
     double heard;                                       /* when something came, by the monotonic clock, in seconds */
+    double sent;                                        /* when that was an event which was sent on; 0 before */
     Py_ssize_t before, after, ours_before, ours_after;  /* lengths of the parts, which follow one another */
     char parts[];
 } Stream;
@@ -141,7 +142,7 @@ static Turn read_one(FastPath *self, int source, Py_ssize_t at, double came) {
     }
     ssize_t size = recv(source, read, sizeof read, MSG_DONTWAIT);
     if (size < 0 && (errno == EAGAIN || errno == EINTR)) turn.back = false;
-    if (size <= 0) return turn; /* its end, or an error: whoever reads next finds out */
+    if (size <= 0) return turn; /* its end; an error, too, is its end to whoever reads next */
     stream->heard = came;
     const char *next = read, *end = read + size;
     while (next < end) {
@@ -152,6 +153,7 @@ static Turn read_one(FastPath *self, int source, Py_ssize_t at, double came) {
         turn.end = reached;
         next = event + length + 2;
     }
+    if (turn.end > at) stream->sent = came;
     turn.back = next < end;
     turn.unread = end - next;
     put(self->out + turn.end, next, turn.unread);
@@ -170,7 +172,8 @@ static void give_up(FastPath *self, int source) {
 
 /* Write what is there for a stream; to `back`, if it goes back. False with an exception set. */
 static bool write_one(FastPath *self, Turn *turn, PyObject *back) {
-    Stream *stream = self->streams[turn->source];
+    Stream *stream = find(self, turn->source);
+    if (stream == NULL) return true; /* taken out meanwhile, by what another's hand-back set going */
     Py_ssize_t size = turn->end - turn->start;
     ssize_t sent = size ? send(stream->sink, self->out + turn->start, (size_t)size, MSG_DONTWAIT | MSG_NOSIGNAL) : 0;
     if (sent < 0) sent = 0; /* full or gone: whoever writes next finds out */
@@ -178,7 +181,7 @@ static bool write_one(FastPath *self, Turn *turn, PyObject *back) {
     give_up(self, turn->source);
     PyObject *one = Py_BuildValue(
         "(iy#y#nd)", turn->source, self->out + turn->end, turn->unread, self->out + turn->start + sent, size - sent,
-        stream->events, stream->heard);
+        stream->events, stream->sent);
     free(stream);
     bool kept = one != NULL && PyList_Append(back, one) == 0;
     Py_XDECREF(one);
@@ -239,6 +242,7 @@ static PyObject *fastpath_add(PyObject *object, PyObject *args) {
     stream->sink = sink;
     stream->events = 0;
     stream->heard = now();
+    stream->sent = 0;
     stream->before = sizes[0];
     stream->after = sizes[1];
     stream->ours_before = sizes[2];
@@ -269,7 +273,7 @@ static PyObject *fastpath_remove(PyObject *object, PyObject *given) {
     int source;
     Stream *stream = asked_for(self, given, &source);
     if (stream == NULL) return NULL;
-    PyObject *told = Py_BuildValue("(nd)", stream->events, stream->heard);
+    PyObject *told = Py_BuildValue("(nd)", stream->events, stream->sent);
     give_up(self, source);
     free(stream);
     return told;

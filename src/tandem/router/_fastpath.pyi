@@ -18,26 +18,27 @@ class FastPath:
             ours_before, ours_after: likewise, as it is sent on.
 
         Raises:
-            ValueError: it is read already.
+            ValueError: it is read already, or is no descriptor.
             OSError: it is nothing that can be waited for.
         """
 
     def remove(self, source: int, /) -> tuple[int, float]:
-        """Send on no more of it: how many events were, and when something came last, by the monotonic clock in seconds.
+        """Send on no more of it: how many events were, and when the last of them came, by the monotonic clock in
+        seconds; 0 if there was none.
 
         Raises:
             KeyError: it is not read here.
         """
 
     def heard(self, source: int, /) -> float:
-        """When something came from it last.
+        """When something came from it last, whatever it was, or when it was added.
 
         Raises:
             KeyError: it is not read here.
         """
 
     def run(self) -> list[tuple[int, bytes, bytes, int, float]]:
-        """Send on all that has come; which streams went no further, and are removed.
+        """Send on what has come, of up to 64 streams up to 16 KiB each; which went no further, and are removed.
 
         Returns:
             of each, its source, what has come of it and was not sent on, from the beginning of a chunk, what its sink

@@ -5,6 +5,7 @@ import copy
 import os
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import inf
 from typing import cast
 
@@ -140,7 +141,7 @@ class Connection(asyncio.Protocol):
 
         Args:
             said: what the caller gets of this event.
-            told: takes how many events more were sent on, and when something came last.
+            told: takes how many events more were sent on, and when the last of them came.
 
         Returns:
             whether ``said`` is on its way; what comes next may be the reader's all the same.
@@ -154,15 +155,17 @@ class Connection(asyncio.Protocol):
             os.close(sink)
             return True
         source = transport.get_extra_info("socket").fileno()
-        self._lent = path.lend(source, sink, caller, frame, self._returned, told)
+        self._lent = path.lend(source, sink, frame, partial(self._returned, caller), told)
         if self._lent is not None:
             transport.pause_reading()
         return True
 
-    def _returned(self, unread: bytes) -> None:
-        """``unread`` has come, and is for the reader again."""
+    def _returned(self, caller: Caller, unread: bytes, unsent: bytes) -> None:
+        """``unread`` has come, and is for the reader; ``unsent``, on which we may have to hold, is written first."""
         self._heard = time.monotonic()
         self._go_on()
+        if unsent:
+            caller.put(unsent)
         if unread:
             self.data_received(unread)
 

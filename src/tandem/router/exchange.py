@@ -225,7 +225,7 @@ class Exchange:
         self.end.write(events)
 
     def events_sent(self, number: int, last: float) -> None:
-        """``number`` more events were sent on the fast path, the last at ``last``."""
+        """``number`` more events were sent on the fast path; the last of them came at ``last``."""
         self.events += number
         self.last_event = max(self.last_event, last)
 

@@ -13,7 +13,6 @@ import asyncio
 import os
 from collections.abc import Callable
 
-from tandem.router.caller import Caller
 from tandem.router.splice import Frame
 
 try:
@@ -23,20 +22,19 @@ except ImportError:  # there was no compiler, or there is no epoll
 else:
     COMPILED = True
 
-Back = Callable[[bytes], None]  # takes what has come and was not sent on, from the beginning of a chunk
-Told = Callable[[int, float], None]  # takes how many events were sent on, and when something came last
+Back = Callable[[bytes, bytes], None]  # takes what has come and was not sent on, and what the caller's socket left
+Told = Callable[[int, float], None]  # takes how many events were sent on, and when the last of them came
 
 
 class Lent:
     """A stream that is on the fast path."""
 
-    __slots__ = ("_path", "back", "caller", "sink", "source", "told")
+    __slots__ = ("_path", "back", "sink", "source", "told")
 
-    def __init__(self, path: "FastPath", source: int, sink: int, caller: Caller, back: Back, told: Told) -> None:
+    def __init__(self, path: "FastPath", source: int, sink: int, back: Back, told: Told) -> None:
         self._path = path
         self.source = source
         self.sink = sink
-        self.caller = caller
         self.back = back
         self.told = told
 
@@ -46,7 +44,7 @@ class Lent:
         return self._path.heard(self)
 
     def recall(self) -> None:
-        """Have it back; what has come by now was sent on, and what comes next is for whoever reads it."""
+        """Have it back; what was read by now was sent on, and what comes next is for whoever reads it."""
         self._path.recall(self)
 
 
@@ -58,14 +56,15 @@ class FastPath:
         self._streams = _fastpath.FastPath()
         self._lent: dict[int, Lent] = {}
 
-    def lend(self, source: int, sink: int, caller: Caller, frame: Frame, back: Back, told: Told) -> Lent | None:
+    def lend(self, source: int, sink: int, frame: Frame, back: Back, told: Told) -> Lent | None:
         """Send on what comes from ``source``, which nobody else is to read meanwhile.
 
         Args:
             sink: a descriptor for the caller's connection, which closes when the stream is back. Being its own, it
                 stays what it is, whatever becomes of the connection: nothing that is written reaches anybody else.
             frame: of the events that can be sent on.
-            back: called when the stream is back because of what has come.
+            back: called when the stream comes back unasked: its first part begins with a chunk, its second is to be
+                written before anything else.
             told: called whenever it is back, before that.
 
         Returns:
@@ -76,10 +75,10 @@ class FastPath:
             self._loop.add_reader(self._streams.fileno(), self._run)
         try:
             self._streams.add(source, sink, frame.before, frame.after, frame.ours_before, frame.ours_after)
-        except OSError:
+        except (OSError, MemoryError):
             os.close(sink)
             return None
-        lent = self._lent[source] = Lent(self, source, sink, caller, back, told)
+        lent = self._lent[source] = Lent(self, source, sink, back, told)
         return lent
 
     def heard(self, lent: Lent) -> float:
@@ -91,18 +90,17 @@ class FastPath:
         lent.told(*self._streams.remove(lent.source))
 
     def close(self) -> None:
-        """Have all of them back."""
+        """Give all of them back."""
         for lent in list(self._lent.values()):
             lent.recall()
+            lent.back(b"", b"")
         if self._loop is not None:
             self._loop.remove_reader(self._streams.fileno())
             self._loop = None
 
     def _run(self) -> None:
-        for source, unread, unsent, events, heard in self._streams.run():
+        for source, unread, unsent, events, last in self._streams.run():
             lent = self._lent.pop(source)
             os.close(lent.sink)
-            lent.told(events, heard)
-            if unsent:
-                lent.caller.put(unsent)
-            lent.back(unread)
+            lent.told(events, last)
+            lent.back(unread, unsent)
