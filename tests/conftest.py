@@ -14,13 +14,9 @@ from tandem import settings
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """The router's tests run on the loop that it runs on, but for those that turn the other's clock; on both, what is
-    close to the loop."""
-    here: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"uvloop": uvloop.new_event_loop}
-    others: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
-    if item.path.parent.name != "router" or "clock" in getattr(item, "fixturenames", ()):
-        return others
-    return here | others if item.path.stem == "test_fastpath" else here
+    """asyncio's loop; what is close to the loop runs on both that the router may have."""
+    loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
+    return loops | {"uvloop": uvloop.new_event_loop} if item.path.stem == "test_fastpath" else loops
 
 
 @pytest.fixture(autouse=True)
