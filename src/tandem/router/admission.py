@@ -120,8 +120,9 @@ class Admission:
         """
         if waiting >= self._settings.max_in_flight + self._settings.max_queue:
             raise overloaded(engine)
-        if self._free(engine.replica_of or engine.name, "") is None:
-            self._pause(engine, self._settings.queue_timeout, self._settings.queue_timeout, patient=False)
+        clock = time.monotonic()
+        if self._free(engine.replica_of or engine.name, "", clock) is None:
+            self._pause(engine, clock, self._settings.queue_timeout, self._settings.queue_timeout, patient=False)
 
     def at_once(self, engine: Engine, tried: str = "", size: int = 0) -> Lease | None:
         """A lease, as :meth:`lease` gives it, if there is one without waiting: most requests need no more."""
@@ -129,7 +130,7 @@ class Admission:
         queue = self._queues.get(name)
         if queue is None:
             queue = self._queues[name] = deque()
-        if queue or (seat := self._free(name, tried)) is None:
+        if queue or (seat := self._free(name, tried, time.monotonic())) is None:
             return None
         return Lease(self, seat, size)
 
@@ -158,9 +159,11 @@ class Admission:
         try:
             while True:
                 # Nobody overtakes: not even into a seat that has just become free for one who waits.
-                if (not queue or queue[0] is place) and (seat := self._free(name, tried)):
+                # One time for both questions: else who is not let in now may be told that nothing keeps it out.
+                clock = time.monotonic()
+                if (not queue or queue[0] is place) and (seat := self._free(name, tried, clock)):
                     return Lease(self, seat, size)
-                pause = self._pause(engine, soon - loop.time(), deadline - loop.time(), patient=patient)
+                pause = self._pause(engine, clock, soon - loop.time(), deadline - loop.time(), patient=patient)
                 if place is None:
                     if len(queue) >= self._settings.max_queue or self._queued_bytes + size > _MOST_QUEUED:
                         raise overloaded(engine)
@@ -202,8 +205,7 @@ class Admission:
             for queue in self._queues.values():
                 self._call(queue, len(queue))
 
-    def _free(self, name: str, tried: str) -> Seat | None:
-        clock = time.monotonic()
+    def _free(self, name: str, tried: str, clock: float) -> Seat | None:
         most = self._settings.max_in_flight
         found: Seat | None = None
         for seat in self._of(name):
@@ -234,17 +236,17 @@ class Admission:
                     seats.append(seat)
         return seats
 
-    def _pause(self, engine: Engine, soon: float, left: float, *, patient: bool) -> float:
+    def _pause(self, engine: Engine, clock: float, soon: float, left: float, *, patient: bool) -> float:
         """Seconds for which it makes sense to wait for something to change.
 
         Args:
+            clock: what time it is.
             soon: seconds left that anybody may wait.
             left: seconds left until the deadline.
 
         Raises:
             ApiError: it makes no sense: all are away, failing or full for longer than that.
         """
-        clock = time.monotonic()
         seats = self._of(engine.replica_of or engine.name)
         if ready := [seat for seat in seats if seat.engine.ready]:
             unfit = min(seat.wait(clock) for seat in ready)
