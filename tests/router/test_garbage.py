@@ -34,7 +34,7 @@ def asks(what: str, body: object = None) -> bytes:
 
 
 PROMPT = {"model": "generation", "prompt": "a"}
-XXX = CHUNK | {"choices": [{"index": 0, "text": "xxx"}]}
+LATER = CHUNK | {"choices": [{"index": 0, "text": "later"}]}
 WHOLE = asks("POST /v1/completions", PROMPT)
 STREAMED = asks("POST /v1/completions", PROMPT | {"stream": True})
 CASES: dict[str, tuple[bytes, bytes, Script]] = {
@@ -44,7 +44,7 @@ CASES: dict[str, tuple[bytes, bytes, Script]] = {
     "streamed": (STREAMED, b"[DONE]", stream(CHUNK, CHUNK, "[DONE]")),
     "left": (STREAMED, b"data: ", stream(CHUNK, CHUNK, "[DONE]", pause=0.2)),
     "sent on": (STREAMED, b"[DONE]", stream(*[CHUNK] * 9, "[DONE]", pause=0.01)),
-    "left while sent on": (STREAMED, b"x" * 3, stream(*[CHUNK] * 9, XXX, *[CHUNK] * 99, pause=0.01)),
+    "left while sent on": (STREAMED, b"later", stream(*[CHUNK] * 9, LATER, *[CHUNK] * 99, pause=0.01)),
     "broken off": (STREAMED, b"error", stream(CHUNK, close=True)),
     "wrong event": (STREAMED, b"error", stream(CHUNK, "nonsense", "[DONE]")),
     "refused": (asks("POST /v1/completions", PROMPT | {"model": "none"}), b"404 Not Found", answer(COMPLETION)),
